@@ -1,0 +1,56 @@
+"""Shared by all tests: where the optional data lies, and small models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vit_hf import VitHfConfig
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Give a function from a name to the folder of an optional data set; skips where it is absent."""
+
+    def folder(name: str) -> Path:
+        path = SHARED_DATA / name
+        if not path.is_dir():
+            pytest.skip(f"the data set {name} is not beside the repository")
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Give a function that makes the config of a small rectangular model, changed by keywords."""
+
+    def config(**overrides) -> VitHfConfig:
+        sizes = {"image_size": [16, 24], "patch_size": [4, 8], "hidden_size": 32, "num_hidden_layers": 3}
+        heads = {"num_attention_heads": 4, "intermediate_size": 64, "num_labels": 5}
+        return VitHfConfig(**{**sizes, **heads, **overrides})
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def randomise():
+    """Give a function that fills all parameters with noise, so that no zero or one hides a mistake."""
+
+    def fill(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+                std = 0.3 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std + offset)
+        return model.eval()
+
+    return fill

@@ -1,0 +1,252 @@
+"""Configuration of the Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) and its plain-ViT descendants.
+
+One class describes the whole family: what other code bases keep in separate classes (DeiT III's LayerScale, the
+registers of DINOv2, the attention pooling of big_vision, the hybrids of the paper) are fields here. Shapes in this
+file: H x W pixels, h x w patch grid, D width.
+"""
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+ACTIVATIONS = ("gelu", "gelu_pytorch_tanh")
+POOLINGS = ("cls", "gap", "map")
+POSITION_EMBEDDINGS = ("learned", "sincos2d")
+POSITION_INTERPOLATIONS = ("google", "timm", "torchvision", "transformers")
+AUTO_MAP = {
+    "AutoConfig": "configuration_vit_hf.VitHfConfig",
+    "AutoModel": "modeling_vit_hf.VitHfModel",
+    "AutoModelForImageClassification": "modeling_vit_hf.VitHfForImageClassification",
+    "AutoModelForMaskedImageModeling": "modeling_vit_hf.VitHfForMaskedImageModeling",
+}
+
+
+def as_pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """Return (height, width) of a size that is given as one int or as a pair."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+@strict
+class VitHfConfig(PreTrainedConfig):
+    """Everything that fixes the architecture of a Vision Transformer; the defaults are B/16 of the paper at 224 px.
+
+    Args:
+        image_size: height and width of the input in pixels, one int or (height, width). The position embeddings are
+            stored for this size.
+        patch_size: height and width of a patch in pixels, one int or (height, width); divides `image_size`. With a
+            ResNet stem it is the stride of stem and patch projection together, as in the name "R50+B/16".
+        num_channels: channels of the input image (3 for RGB).
+        hidden_size: width D of the tokens (paper, Table 1); a multiple of `num_attention_heads`.
+        num_hidden_layers: number of encoder blocks.
+        num_attention_heads: heads of each self-attention.
+        intermediate_size: width of the MLP's hidden layer (4 D in the paper).
+        hidden_act: "gelu_pytorch_tanh" (the official JAX code) or "gelu" (erf form: timm, torchvision, transformers).
+        hidden_dropout_prob: dropout after the position embedding, the attention's output and both MLP layers, in
+            [0, 1) (paper, Table 3: 0.1 or 0).
+        attention_probs_dropout_prob: dropout on the attention weights, in [0, 1).
+        drop_path_rate: stochastic depth, in [0, 1): probability that a sample skips a residual branch of the last
+            block, growing linearly from 0 at the first (Huang et al. 2016, arXiv 1603.09382; rates of DeiT).
+        layer_norm_eps: added to the variance in every LayerNorm (official code: 1e-6).
+        qkv_bias: whether query, key and value projections have biases.
+        pooling: what the head sees. "cls" the class token; "gap" the mean of the normalised patch tokens, no class
+            token (official `classifier="gap"`); "map" attention pooling by a learned probe, no class token
+            (big_vision's MAPHead).
+        representation_size: width of the hidden layer Linear + tanh before the classifier that the paper uses in
+            pre-training (`pre_logits`); None for fine-tuning.
+        num_register_tokens: extra learned tokens without position, between class token and patches (Darcet et al.
+            2024, arXiv 2309.16588).
+        layer_scale_init: start value of a learned scale per channel on each residual branch (CaiT, arXiv 2103.17239;
+            DeiT III: 1e-4); None for none.
+        qk_norm: LayerNorm on the queries and keys of each head (ViT-22B, arXiv 2302.05442).
+        position_embedding: "learned", or "sincos2d": the fixed 2-D table of big_vision and MAE (class token: zeros).
+        position_interpolation: how positions are resampled to another grid: "google" bilinear with aligned corners,
+            "timm" bicubic with antialias, "torchvision" bicubic with aligned corners, "transformers" plain bicubic.
+        resnet_stem_layers: residual blocks per stage of a ResNetV2 stem before the patches, e.g. [3, 4, 9] for R50;
+            [] for the root block alone; None for no stem.
+        resnet_stem_width: channels of the stem's root convolution (64 times the official `width_factor`); a
+            multiple of 32, the number of groups of its GroupNorm.
+
+    Raises:
+        StrictDataclassError: (huggingface_hub) a field has the wrong type, or sizes, values and label names do not
+            fit together; the message says what was found, what is expected and the remedy.
+
+    `id2label` names the classes, `num_labels` counts them (2 when neither is given, as everywhere in transformers).
+    """
+
+    model_type = "vit_hf"
+    # FSDP2 units: the blocks, and what surrounds them with the root module.
+    base_model_fsdp_plan: ClassVar[dict[Any, str]] = {"layers.*": "free_full_weight", "norm": "keep_full_weight"}
+    _auto_class: ClassVar[str | None] = "AutoConfig"
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 16
+    num_channels: int = 3
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu_pytorch_tanh"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    pooling: str = "cls"
+    representation_size: int | None = None
+    num_register_tokens: int = 0
+    layer_scale_init: float | int | None = None
+    qk_norm: bool = False
+    position_embedding: str = "learned"
+    position_interpolation: str = "google"
+    resnet_stem_layers: list[int] | tuple[int, ...] | None = None
+    resnet_stem_width: int = 64
+
+    def __post_init__(self, **kwargs):
+        if self.id2label is not None and kwargs.get("num_labels", len(self.id2label)) != len(self.id2label):
+            raise ValueError(
+                f"num_labels is {kwargs['num_labels']} but id2label names {len(self.id2label)} classes; give id2label "
+                "only, num_labels follows from it"
+            )
+        super().__post_init__(**kwargs)
+        if self.label2id is None and self.id2label is not None:
+            self.label2id = {name: index for index, name in self.id2label.items()}
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """(height, width) of the image in pixels."""
+        return as_pair(self.image_size)
+
+    @property
+    def patch_hw(self) -> tuple[int, int]:
+        """(height, width) of a patch in pixels."""
+        return as_pair(self.patch_size)
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """(height, width) of the patch grid, in patches."""
+        return patch_grid(self.image_hw, self.patch_hw)
+
+    @property
+    def has_cls_token(self) -> bool:
+        """Whether a class token stands before the patches: with pooling "cls" only."""
+        return self.pooling == "cls"
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: class token and registers."""
+        return int(self.has_cls_token) + self.num_register_tokens
+
+    @property
+    def stem_stride(self) -> int:
+        """Pixels per cell of the feature map that the patch projection sees: 1 without a ResNet stem."""
+        return 1 if self.resnet_stem_layers is None else 4 * 2 ** max(len(self.resnet_stem_layers) - 1, 0)
+
+    def validate_architecture(self):
+        """Run the checks of sizes and values in an order in which each may rely on the one before."""
+        self._check_numbers()
+        self._check_values()
+        self._check_divisibility()
+
+    def _check_numbers(self):
+        """Positive sizes and probabilities in [0, 1)."""
+        for name in ("image_size", "patch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) and len(value) != 2:
+                raise ValueError(f"{name} has {len(value)} numbers ({value}); give one int or (height, width)")
+            if min(as_pair(value)) < 1:
+                raise ValueError(f"{name} is {value}; expected a positive number of pixels")
+        positive = ("num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.representation_size is not None and self.representation_size < 1:
+            raise ValueError(
+                f"representation_size is {self.representation_size}; expected at least 1, or None for none"
+            )
+        if self.num_register_tokens < 0:
+            raise ValueError(f"num_register_tokens is {self.num_register_tokens}; expected 0 or more")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a probability in [0, 1)")
+        if not self.layer_norm_eps > 0:
+            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps}; expected a positive number such as 1e-6")
+
+    def _check_values(self):
+        """Values out of the known sets."""
+        for name, known in (
+            ("hidden_act", ACTIVATIONS),
+            ("pooling", POOLINGS),
+            ("position_embedding", POSITION_EMBEDDINGS),
+            ("position_interpolation", POSITION_INTERPOLATIONS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+
+    def _check_divisibility(self):
+        """The width divides by the heads, the image by the patch, the patch by the stem's stride."""
+        if self.hidden_size % self.num_attention_heads:
+            below = self.hidden_size // self.num_attention_heads * self.num_attention_heads
+            fitting = [size for size in (below, below + self.num_attention_heads) if size > 0]
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}; "
+                f"use hidden_size {' or '.join(map(str, fitting))}"
+            )
+        if self.position_embedding == "sincos2d" and self.hidden_size % 4:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by 4, which position_embedding 'sincos2d' needs "
+                "(sine and cosine of two axes); use a multiple of 4, or position_embedding 'learned'"
+            )
+        if self.resnet_stem_layers is not None:
+            if any(count < 1 for count in self.resnet_stem_layers):
+                raise ValueError(f"resnet_stem_layers is {self.resnet_stem_layers}; expected at least 1 block a stage")
+            if self.resnet_stem_width < 1 or self.resnet_stem_width % 32:
+                raise ValueError(f"resnet_stem_width is {self.resnet_stem_width}; expected a positive multiple of 32")
+            if any(size % self.stem_stride for size in self.patch_hw):
+                raise ValueError(
+                    f"patch_size {self.patch_size} is not divisible by the stride {self.stem_stride} of a ResNet stem "
+                    f"with {len(self.resnet_stem_layers)} stages; use {self.stem_stride} or a multiple of it"
+                )
+        patch_grid(self.image_hw, self.patch_hw)
+
+    def validate_labels(self):
+        """`id2label` counts 0, 1, ... without gaps, and `label2id` is its inverse."""
+        if self.id2label is None:
+            return
+        if sorted(self.id2label) != list(range(len(self.id2label))):
+            raise ValueError(
+                f"id2label has the indices {sorted(self.id2label)[:10]}; expected 0 to "
+                f"{len(self.id2label) - 1}, each once"
+            )
+        if self.label2id is not None:
+            wrong = [name for name, index in self.label2id.items() if self.id2label.get(int(index)) != name]
+            if wrong or len(self.label2id) != len(set(self.id2label.values())):
+                raise ValueError(
+                    f"label2id and id2label do not match (first differing name: {(wrong or ['missing names'])[0]!r}); "
+                    "give id2label only, label2id follows from it"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form, which names the code files so that the Auto classes find them without `vit_hf`."""
+        return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}
+
+
+def patch_grid(image_hw: tuple[int, int], patch_hw: tuple[int, int]) -> tuple[int, int]:
+    """Return the patch grid (h, w) of an image.
+
+    Args:
+        image_hw: (height, width) of the image in pixels.
+        patch_hw: (height, width) of a patch in pixels.
+
+    Raises:
+        ValueError: a side is not divisible by the patch; the message names the two nearest sizes that fit.
+    """
+    for side, size, patch in zip(("height", "width"), image_hw, patch_hw, strict=True):
+        if size % patch or size < patch:
+            below = size // patch * patch
+            fitting = f"{below} or {below + patch}" if below else f"{patch} or {2 * patch}"
+            raise ValueError(f"image_size {size} ({side}) is not divisible by patch_size {patch}; use {fitting}")
+    return image_hw[0] // patch_hw[0], image_hw[1] // patch_hw[1]
+
+
+__all__ = ["VitHfConfig"]

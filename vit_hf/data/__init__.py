@@ -1,0 +1,1 @@
+"""Sources, decoding, transforms, mixing, keyed sampling and loading of labelled images."""

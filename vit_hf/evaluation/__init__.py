@@ -1,0 +1,1 @@
+"""How good a classifier is: metrics, and scoring a data set sample by sample."""

@@ -1,0 +1,1 @@
+"""What a model is and does: summary of sizes and cost, plots."""

@@ -1,0 +1,818 @@
+"""Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): encoder, image classifier, masked image modelling.
+
+Follows the official code, google-research/vision_transformer `vit_jax/models_vit.py` and `models_resnet.py`, in maths,
+initialisation and order of operations; the descendants' additions (registers, LayerScale, QK-norm, attention pooling,
+fixed positions) are switched by the config. Two things differ in form, not in value: query, key and value are one fused
+projection, and where only the class token is asked for, the last block computes that one token.
+
+Shapes: B batch, C channels, H x W pixels, h x w patch grid, P tokens before the patches (class token, registers),
+N tokens (P + h*w), Q query tokens, D width, A heads, K head dim (A*K = D), L classes, R representation size.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import logging
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_vit_hf import VitHfConfig, as_pair, patch_grid
+
+logger = logging.get_logger(__name__)
+
+
+# ---------------------------------------------------------------------------------------------- initialisation
+def _lecun_normal_(weight: torch.Tensor) -> None:
+    """Fill with flax's `lecun_normal`: normal cut at two standard deviations, variance 1/fan_in after the cut."""
+    std = weight[0].numel() ** -0.5 / 0.87962566103423978
+    init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def _xavier_uniform_fused_(weight: torch.Tensor) -> None:
+    """Fill a fused projection (parts*D, D) with the bound that each of its square parts has alone."""
+    bound = math.sqrt(6 / (2 * weight.shape[1]))
+    init.uniform_(weight, -bound, bound)
+
+
+def _tiny_normal_(bias: torch.Tensor) -> None:
+    """Fill with normal(0, 1e-6), the biases of the official MLP."""
+    init.normal_(bias, std=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------- positions
+def resample_positions(
+    positions: torch.Tensor, *, num_prefix: int, source: tuple[int, int], target: tuple[int, int], method: str
+) -> torch.Tensor:
+    """Resample position embeddings from one patch grid to another; the rows before the grid stay untouched.
+
+    Args:
+        positions: (1, num_prefix + h*w, D), float.
+        num_prefix: rows before the grid (1 with a class token).
+        source: grid (h, w) of `positions`, in patches.
+        target: grid wanted, in patches.
+        method: one of `POSITION_INTERPOLATIONS`; see `VitHfConfig.position_interpolation`.
+
+    Returns:
+        (1, num_prefix + target h * target w, D), same dtype.
+    """
+    if source == target:
+        return positions
+    prefix, grid = positions[:, :num_prefix], positions[:, num_prefix:]
+    options: dict = {
+        "google": {"mode": "bilinear", "align_corners": True},
+        "timm": {"mode": "bicubic", "antialias": True, "align_corners": False},
+        "torchvision": {"mode": "bicubic", "align_corners": True},
+        "transformers": {"mode": "bicubic", "align_corners": False},
+    }[method]
+    grid = grid.reshape(1, *source, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
+    grid = F.interpolate(grid.float(), size=target, **options).to(positions.dtype)  # (1, D, h', w')
+    return torch.cat([prefix, grid.flatten(2).transpose(1, 2)], dim=1)  # (1, P + h'*w', D)
+
+
+def sincos2d_positions(grid: tuple[int, int], width: int, num_prefix: int = 0) -> torch.Tensor:
+    """Return the fixed 2-D sine-cosine table of big_vision's `posemb_sincos_2d`, zeros for the rows before the grid.
+
+    The width is four quarters: sine and cosine of the column, sine and cosine of the row, at frequencies from 1 to
+    1/10,000. Returns float32 (1, num_prefix + h*w, width); width is a multiple of 4.
+    """
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")  # (h, w)
+    exponent = torch.arange(width // 4, dtype=torch.float64) / max(width // 4 - 1, 1)
+    frequency = 1.0 / 10_000.0**exponent  # (D/4,)
+    row_angle = rows.flatten()[:, None] * frequency  # (h*w, D/4)
+    column_angle = columns.flatten()[:, None] * frequency
+    table = torch.cat([column_angle.sin(), column_angle.cos(), row_angle.sin(), row_angle.cos()], dim=1)
+    return torch.cat([table.new_zeros(num_prefix, width), table])[None].float()  # (1, P + h*w, D)
+
+
+# ---------------------------------------------------------------------------------------------- ResNetV2 stem
+def _pad_same(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) -> torch.Tensor:
+    """Pad (B, C, H, W) as TensorFlow's and JAX's SAME does: the odd row and column come after."""
+    padding = []
+    for size in (x.shape[3], x.shape[2]):
+        total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+        padding += [total // 2, total - total // 2]
+    return F.pad(x, padding, value=value)
+
+
+class VitHfStdConv2d(nn.Conv2d):
+    """Convolution without bias, SAME padding, each filter standardised: (w - mean) / (std + 1e-5)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1):
+        super().__init__(in_channels, out_channels, kernel, stride=stride, bias=False)
+        self.weight_init = _lecun_normal_
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        weight = (self.weight - mean) / (std + 1e-5)
+        return F.conv2d(_pad_same(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride)
+
+
+class VitHfResidualUnit(nn.Module):
+    """Bottleneck 1x1, 3x3, 1x1 with GroupNorm (32 groups, eps 1e-6) and a projected shortcut where shapes change."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        out_channels = 4 * channels
+        self.conv1, self.norm1 = VitHfStdConv2d(in_channels, channels, 1), nn.GroupNorm(32, channels, eps=1e-6)
+        self.conv2, self.norm2 = VitHfStdConv2d(channels, channels, 3, stride), nn.GroupNorm(32, channels, eps=1e-6)
+        self.conv3, self.norm3 = VitHfStdConv2d(channels, out_channels, 1), nn.GroupNorm(32, out_channels, eps=1e-6)
+        self.norm3.weight_init = init.zeros_
+        projected = in_channels != out_channels or stride != 1
+        self.conv_proj = VitHfStdConv2d(in_channels, out_channels, 1, stride) if projected else None
+        self.norm_proj = nn.GroupNorm(32, out_channels, eps=1e-6) if projected else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        residual = x
+        if self.conv_proj is not None:
+            residual = self.norm_proj(self.conv_proj(x))
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = F.relu(self.norm2(self.conv2(x)))
+        return F.relu(residual + self.norm3(self.conv3(x)))
+
+
+class VitHfResNetStem(nn.Module):
+    """ResNetV2 before the patches: root block of stride 4, then stages, each but the first of stride 2."""
+
+    def __init__(self, config: VitHfConfig):
+        super().__init__()
+        width = config.resnet_stem_width
+        self.root_conv = VitHfStdConv2d(config.num_channels, width, 7, stride=2)
+        self.root_norm = nn.GroupNorm(32, width, eps=1e-6)
+        self.stages = nn.ModuleList()
+        channels = width
+        for index, count in enumerate(config.resnet_stem_layers or ()):
+            units = []
+            for unit in range(count):
+                stride = 2 if unit == 0 and index > 0 else 1
+                units.append(VitHfResidualUnit(channels, width * 2**index, stride))
+                channels = 4 * width * 2**index
+            self.stages.append(nn.Sequential(*units))
+        self.out_channels = channels
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.root_norm(self.root_conv(pixel_values)))  # (B, width, H/2, W/2)
+        x = F.max_pool2d(_pad_same(x, 3, 2, value=-math.inf), 3, 2)  # (B, width, H/4, W/4)
+        for stage in self.stages:
+            x = stage(x)
+        return x  # (B, out_channels, H/stride, W/stride)
+
+
+# ---------------------------------------------------------------------------------------------- embeddings
+class VitHfPatchEmbeddings(nn.Module):
+    """Cut the image into patches and project each to a token: a convolution whose stride is its kernel."""
+
+    def __init__(self, config: VitHfConfig):
+        super().__init__()
+        self.num_channels, self.patch_hw = config.num_channels, config.patch_hw
+        self.stem = None if config.resnet_stem_layers is None else VitHfResNetStem(config)
+        channels = config.num_channels if self.stem is None else self.stem.out_channels
+        kernel = (self.patch_hw[0] // config.stem_stride, self.patch_hw[1] // config.stem_stride)
+        self.projection = nn.Conv2d(channels, config.hidden_size, kernel, stride=kernel)
+        self.projection.weight_init = _lecun_normal_
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, {self.num_channels}, height, "
+                "width): prepare images with the model's image processor"
+            )
+        if self.stem is not None:
+            pixel_values = self.stem(pixel_values)
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)  # (B, h*w, D)
+
+
+class VitHfEmbeddings(nn.Module):
+    """Patch tokens, class token, registers and positions (paper, equation 1)."""
+
+    def __init__(self, config: VitHfConfig, use_mask_token: bool = False):
+        super().__init__()
+        self.config = config
+        width, num_cls = config.hidden_size, int(config.has_cls_token)
+        self.patch_embeddings = VitHfPatchEmbeddings(config)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if num_cls else None
+        num_registers = config.num_register_tokens
+        self.register_tokens = nn.Parameter(torch.empty(1, num_registers, width)) if num_registers else None
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width)) if use_mask_token else None
+        if config.position_embedding == "learned":
+            num_positions = num_cls + math.prod(config.grid_hw)
+            self.position_embeddings = nn.Parameter(torch.empty(1, num_positions, width))
+        else:
+            self.register_buffer("position_embeddings", self.fixed_positions(config.grid_hw), persistent=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def fixed_positions(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Return the sine-cosine table for a patch grid, float32 (1, cls + h*w, D)."""
+        return sincos2d_positions(grid, self.config.hidden_size, int(self.config.has_cls_token))
+
+    def resampled_positions(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Return positions (1, cls + h*w, D) for another grid: learned ones resampled, fixed ones computed anew."""
+        if self.config.position_embedding == "sincos2d":
+            return self.fixed_positions(grid).to(self.position_embeddings)
+        return resample_positions(
+            self.position_embeddings,
+            num_prefix=int(self.config.has_cls_token),
+            source=self.config.grid_hw,
+            target=grid,
+            method=self.config.position_interpolation,
+        )
+
+    def positions(self, image_hw: tuple[int, int], interpolate: bool) -> torch.Tensor:
+        """Return positions (1, cls + h*w, D) for an image of (height, width) pixels, resampled if `interpolate`."""
+        if image_hw == self.config.image_hw:
+            return self.position_embeddings
+        if not interpolate:
+            expected = "x".join(map(str, self.config.image_hw))
+            raise ValueError(
+                f"the image is {image_hw[0]}x{image_hw[1]} pixels, the model takes {expected}; resize it with the "
+                "model's image processor, pass interpolate_pos_encoding=True, or load with image_size="
+                f"{list(image_hw)}"
+            )
+        return self.resampled_positions(patch_grid(image_hw, self.config.patch_hw))
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        positions = self.positions((pixel_values.shape[-2], pixel_values.shape[-1]), interpolate_pos_encoding)
+        patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))  # (B, h*w, D)
+        batch = patches.shape[0]
+        if bool_masked_pos is not None:
+            if self.mask_token is None:
+                raise ValueError("this model has no mask token; mask patches with VitHfForMaskedImageModeling")
+            if bool_masked_pos.shape != patches.shape[:2]:
+                raise ValueError(
+                    f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}; expected {tuple(patches.shape[:2])}: "
+                    "one value a patch, row by row"
+                )
+            patches = torch.where(bool_masked_pos[..., None].bool(), self.mask_token.to(patches.dtype), patches)
+        num_cls = int(self.cls_token is not None)
+        prefix = []
+        if self.cls_token is not None:
+            prefix.append((self.cls_token + positions[:, :1]).expand(batch, -1, -1))  # (B, 1, D)
+        if self.register_tokens is not None:
+            prefix.append(self.register_tokens.expand(batch, -1, -1))  # (B, registers, D)
+        tokens = torch.cat([*prefix, patches + positions[:, num_cls:]], dim=1)  # (B, N, D)
+        return self.dropout(tokens)
+
+
+# ---------------------------------------------------------------------------------------------- encoder
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled dot-product attention written out, softmax in float32; the backend that returns attention maps.
+
+    Args:
+        module: the attention module, for its training flag.
+        query: (B, A, Q, K).
+        key: (B, A, N, K).
+        value: (B, A, N, K).
+        attention_mask: added to the scores, broadcastable to (B, A, Q, N), or None.
+        scaling: factor on the scores; 1/sqrt(K) when None.
+        dropout: probability of dropping an attention weight in training.
+        kwargs: arguments that other backends take; unused.
+
+    Returns:
+        The mixed values (B, Q, A, K) and the attention weights (B, A, Q, N).
+    """
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)  # (B, A, Q, N)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights  # (B, Q, A, K), (B, A, Q, N)
+
+
+class VitHfAttention(nn.Module):
+    """Multi-head self-attention with one fused projection for query, key and value."""
+
+    is_causal = False
+
+    def __init__(self, config: VitHfConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.qkv.weight_init = _xavier_uniform_fused_
+        self.q_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else None
+        self.k_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else None
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend from the first `num_queries` tokens (all when None) of (B, N, D) to all tokens.
+
+        Returns the attended tokens (B, Q, D), and the attention weights (B, A, Q, N) or None where the backend
+        does not form them.
+        """
+        batch, _, width = hidden_states.shape
+        if num_queries is None:
+            qkv = self.qkv(hidden_states).view(batch, -1, 3, self.num_heads, self.head_dim)
+            query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, A, N, K)
+        else:
+            query = self._project(hidden_states[:, :num_queries], slice(0, width)).transpose(1, 2)  # (B, A, Q, K)
+            key_value = self._project(hidden_states, slice(width, 3 * width))  # (B, N, 2*A, K)
+            key, value = key_value.transpose(1, 2).chunk(2, dim=1)  # each (B, A, N, K)
+        if self.q_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        attend: Callable = eager_attention_forward
+        if not kwargs.get("output_attentions"):  # no other backend forms the weights
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        kwargs.pop("output_attentions", None)
+        dropout = self.dropout if self.training else 0.0
+        mixed, weights = attend(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
+        return self.output(mixed.reshape(batch, -1, width)), weights  # (B, Q, D), (B, A, Q, N)
+
+    def _project(self, hidden_states: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Apply some rows of the fused projection; returns (B, tokens, rows/K, K)."""
+        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
+        projected = F.linear(hidden_states, self.qkv.weight[rows], bias)
+        return projected.view(*projected.shape[:2], -1, self.head_dim)
+
+
+class VitHfMLP(nn.Module):
+    """Linear, GELU, dropout, Linear (paper, section 3.1)."""
+
+    def __init__(self, config: VitHfConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1.bias_init = self.fc2.bias_init = _tiny_normal_
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))  # (B, N, D)
+
+
+class VitHfResidualScale(nn.Module):
+    """What happens to a residual branch before it is added: dropout, LayerScale, stochastic depth per sample."""
+
+    def __init__(self, config: VitHfConfig, drop_path_rate: float):
+        super().__init__()
+        self.init_value = config.layer_scale_init
+        self.drop_path_rate = drop_path_rate
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.scale = nn.Parameter(torch.empty(config.hidden_size)) if self.init_value is not None else None
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        branch = self.dropout(branch)  # (B, N, D)
+        if self.scale is not None:
+            branch = branch * self.scale
+        if self.training and self.drop_path_rate > 0:
+            keep = 1 - self.drop_path_rate
+            kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) < keep  # (B, 1, 1)
+            branch = branch * (kept / keep).to(branch.dtype)
+        return branch
+
+
+class VitHfLayer(GradientCheckpointingLayer):
+    """One pre-norm encoder block (paper, equations 2 and 3)."""
+
+    def __init__(self, config: VitHfConfig, drop_path_rate: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = VitHfAttention(config)
+        self.scale1 = VitHfResidualScale(config, drop_path_rate)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = VitHfMLP(config)
+        self.scale2 = VitHfResidualScale(config, drop_path_rate)
+
+    def forward(self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs) -> torch.Tensor:
+        attended, _ = self.attention(self.norm1(hidden_states), num_queries, **kwargs)
+        hidden_states = hidden_states[:, :num_queries] + self.scale1(attended)  # (B, Q, D)
+        return hidden_states + self.scale2(self.mlp(self.norm2(hidden_states)))
+
+
+# ---------------------------------------------------------------------------------------------- pooling
+class VitHfAttentionPooling(nn.Module):
+    """Attention pooling by one learned probe, then a residual MLP (big_vision `models/vit.py`, MAPHead)."""
+
+    def __init__(self, config: VitHfConfig):
+        super().__init__()
+        self.num_heads, width = config.num_attention_heads, config.hidden_size
+        self.probe = nn.Parameter(torch.empty(1, 1, width))
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.key_value.weight_init = _xavier_uniform_fused_
+        self.output = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = VitHfMLP(config)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        batch, _, width = hidden_states.shape
+        head_shape = (batch, -1, self.num_heads, width // self.num_heads)
+        query = self.query(self.probe).expand(batch, -1, -1).reshape(head_shape).transpose(1, 2)  # (B, A, 1, K)
+        key, value = self.key_value(hidden_states).chunk(2, dim=-1)  # each (B, N, D)
+        key, value = key.reshape(head_shape).transpose(1, 2), value.reshape(head_shape).transpose(1, 2)  # (B, A, N, K)
+        pooled = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, 1, width)
+        pooled = self.output(pooled)
+        return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # (B, D)
+
+
+class VitHfPooler(nn.Module):
+    """From the normalised tokens to the vector that the classifier sees."""
+
+    def __init__(self, config: VitHfConfig):
+        super().__init__()
+        self.pooling, self.num_prefix_tokens = config.pooling, config.num_prefix_tokens
+        self.attention_pooling = VitHfAttentionPooling(config) if config.pooling == "map" else None
+        size = config.representation_size
+        self.pre_logits = nn.Linear(config.hidden_size, size) if size is not None else None
+        if self.pre_logits is not None:
+            self.pre_logits.weight_init = _lecun_normal_
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.attention_pooling is not None:
+            pooled = self.attention_pooling(hidden_states)
+        elif self.pooling == "gap":
+            pooled = hidden_states[:, self.num_prefix_tokens :].mean(dim=1)
+        else:
+            pooled = hidden_states[:, 0]  # (B, D)
+        return pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))  # (B, D) or (B, R)
+
+
+# ---------------------------------------------------------------------------------------------- models
+class VitHfPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and capability flags that all models of this family share."""
+
+    config: VitHfConfig
+    base_model_prefix = "vit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("VitHfEmbeddings", "VitHfLayer")
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": VitHfLayer, "attentions": VitHfAttention}  # noqa: RUF012
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Initialise as the official code: Xavier uniform, biases of the MLP normal(1e-6), positions normal(0.02)."""
+        super()._init_weights(module)  # norms ones and zeros, biases zeros
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+        # A rule of its own stands at the layer, not here by the parent's type: transformers skips modules without
+        # parameters of their own when the code is not its own.
+        if (rule := getattr(module, "weight_init", None)) is not None:
+            rule(module.weight)
+        if (rule := getattr(module, "bias_init", None)) is not None:
+            rule(module.bias)
+        if isinstance(module, VitHfEmbeddings):
+            if module.config.position_embedding == "learned":
+                init.normal_(module.position_embeddings, std=0.02)
+            else:  # a table that no checkpoint holds
+                init.copy_(module.position_embeddings, module.fixed_positions(module.config.grid_hw))
+            if module.cls_token is not None:
+                init.zeros_(module.cls_token)
+            if module.register_tokens is not None:
+                init.normal_(module.register_tokens, std=1e-6)
+            if module.mask_token is not None:
+                init.trunc_normal_(module.mask_token, std=0.02)
+        elif isinstance(module, VitHfAttentionPooling):
+            init.xavier_uniform_(module.probe)
+        elif isinstance(module, VitHfResidualScale) and module.scale is not None:
+            init.constant_(module.scale, module.init_value)
+
+    @property
+    def encoder(self) -> "VitHfModel":
+        """The `VitHfModel` inside, or the model itself."""
+        return getattr(self, self.base_model_prefix, self)
+
+    @torch.no_grad()
+    def set_image_size(self, image_size: int | tuple[int, int] | list[int]) -> None:
+        """Make the model take another image size: positions are resampled in place and the config follows.
+
+        Args:
+            image_size: pixels, one int or (height, width); divisible by the patch size.
+
+        Raises:
+            ValueError: the size is not divisible by the patch; the model is unchanged.
+        """
+        source = self.config.grid_hw
+        target = patch_grid(as_pair(image_size), self.config.patch_hw)
+        embeddings = self.encoder.embeddings
+        resampled = embeddings.resampled_positions(target)
+        if isinstance(embeddings.position_embeddings, nn.Parameter):
+            trainable = embeddings.position_embeddings.requires_grad
+            embeddings.position_embeddings = nn.Parameter(resampled.clone(), requires_grad=trainable)
+        else:
+            embeddings.position_embeddings = resampled
+        for config in {id(c): c for c in (self.config, self.encoder.config, embeddings.config)}.values():
+            config.image_size = image_size if isinstance(image_size, int) else list(image_size)
+        if source != target:
+            method = self.config.position_interpolation
+            logger.warning(
+                f"position embeddings resampled from a {source[0]}x{source[1]} to a {target[0]}x{target[1]} grid "
+                f"({method if self.config.position_embedding == 'learned' else 'sincos2d, computed anew'})"
+            )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Load a model, as `PreTrainedModel.from_pretrained` does, but strictly, and to any image size or label set.
+
+        The weights are loaded as they were saved; then what the caller asked to differ is changed openly:
+
+        - `image_size=...` other than the stored one: positions are resampled, which a warning reports;
+        - `num_labels=...`, `id2label=...`, or a config whose label names differ: the classifier is replaced by a new
+          one of zeros, also when the number of classes is the same.
+
+        Raises:
+            ValueError: weights are missing or left over that the difference between the stored and the loaded class
+                (base model, classifier, masked image modelling) does not explain; all are listed.
+        """
+        if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        path = pretrained_model_name_or_path
+        wants_info = kwargs.pop("output_loading_info", False)
+        accepts_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
+        names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+        hub_options = {name: kwargs[name] for name in names if name in kwargs}
+        stored_dict, _ = cls.config_class.get_config_dict(path, **hub_options)
+        if stored_dict.get("model_type") != cls.config_class.model_type:
+            raise ValueError(
+                f"{path} holds a model of type {stored_dict.get('model_type')!r}; expected "
+                f"{cls.config_class.model_type!r}: load it with transformers' AutoModel, or give the folder of a model "
+                "that this package saved"
+            )
+        stored = cls.config_class.from_dict(stored_dict)
+        if not isinstance(config, PreTrainedConfig):
+            config, kwargs = cls.config_class.from_pretrained(
+                path if config is None else config, return_unused_kwargs=True, **kwargs
+            )
+            kwargs.update(hub_options)
+        wanted_size, wanted_labels = config.image_size, config.id2label
+        config = copy.deepcopy(config)
+        config.image_size, config.id2label, config.label2id = stored.image_size, stored.id2label, stored.label2id
+        model, info = super().from_pretrained(
+            path, *model_args, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        model._check_loading(info, stored.architectures or [], path, accepts_other_shapes)
+        if as_pair(wanted_size) != stored.image_hw:
+            model.set_image_size(wanted_size)
+        if wanted_labels != stored.id2label:
+            if hasattr(model, "set_labels"):
+                model.set_labels(wanted_labels)
+            else:
+                model.config.id2label = wanted_labels
+                model.config.label2id = {name: index for index, name in wanted_labels.items()}
+        return (model, info) if wants_info else model
+
+    def _check_loading(self, info: dict, architectures: list[str], path: str, accepts_other_shapes: bool) -> None:
+        """Raise unless each weight that is missing, left over or of other shape has a reason; list all of them."""
+        name = type(self).__name__
+        heads = (
+            "classifier.",
+            "decoder.",
+            "vit.pooler.",
+            "pooler.",
+            "vit.embeddings.mask_token",
+            "embeddings.mask_token",
+        )
+        other_class = name not in architectures
+        problems = [
+            f"{kind[:-5]}: {key}"
+            for kind in ("missing_keys", "unexpected_keys")
+            for key in sorted(info[kind])
+            if not (other_class and key.startswith(heads))
+        ]
+        if not accepts_other_shapes:
+            problems += [f"other shape: {key} {tuple(a)}, expected {tuple(b)}" for key, a, b in info["mismatched_keys"]]
+        if problems:
+            shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+            raise ValueError(
+                f"the weights in {path} do not fit a {name} with this config ({shown}). They were saved by "
+                f"{', '.join(architectures) or 'an unknown class'}: load them with that class and the config.json "
+                "beside them, without overriding sizes"
+            )
+
+
+class VitHfModel(VitHfPreTrainedModel):
+    """The encoder with its pooling: tokens after the last LayerNorm, and the vector that a classifier would see."""
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: VitHfConfig, add_pooling_layer: bool = True, use_mask_token: bool = False):
+        super().__init__(config)
+        self.embeddings = VitHfEmbeddings(config, use_mask_token=use_mask_token)
+        last = max(config.num_hidden_layers - 1, 1)
+        rates = [config.drop_path_rate * index / last for index in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList([VitHfLayer(config, rate) for rate in rates])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler = VitHfPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        pooled_only: bool = False,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Encode images.
+
+        Args:
+            pixel_values: (B, C, H, W), float, normalised as the image processor does.
+            bool_masked_pos: (B, h*w), bool: patches that the mask token replaces (models with a mask token).
+            interpolate_pos_encoding: accept other sizes than the config's by resampling the positions.
+            pooled_only: only `pooler_output` is wanted. With pooling "cls" the last block then computes the class
+                token alone, which gives the same vector for less work; `last_hidden_state` is None.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what attention backends take.
+
+        Returns:
+            `last_hidden_state` (B, N, D), after the final LayerNorm; `pooler_output` (B, D), or (B, R) with a
+            representation head; on request `hidden_states` (layers + 1 of (B, N, D), before the final LayerNorm)
+            and `attentions` (layers of (B, A, N, N)), whatever the attention backend.
+        """
+        if self.config.output_attentions:
+            kwargs.setdefault("output_attentions", True)
+        recording = kwargs.get("output_attentions") or kwargs.get(
+            "output_hidden_states", self.config.output_hidden_states
+        )
+        shortcut = pooled_only and self.config.pooling == "cls" and self.pooler is not None and not recording
+        hidden_states = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)  # (B, N, D)
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states, **kwargs)
+        hidden_states = self.layers[-1](hidden_states, num_queries=1 if shortcut else None, **kwargs)
+        hidden_states = self.norm(hidden_states)  # (B, N, D), or (B, 1, D) by the shortcut
+        pooled = None if self.pooler is None else self.pooler(hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=None if shortcut else hidden_states, pooler_output=pooled)
+
+
+def classification_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    num_items: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Cross-entropy against class indices or against probabilities, in float32.
+
+    Args:
+        logits: (B, L), float.
+        labels: (B,), int64: class indices in [0, L), -100 for samples to leave out; or (B, L), float: probabilities
+            that sum to 1 a row (mixup, cutmix, distillation).
+        label_smoothing: share of the target that is spread evenly over the classes, in [0, 1).
+        num_items: what to divide the sum by instead of the number of counted samples: the `num_items_in_batch` of
+            transformers' Trainer, which counts label elements, so B*L for probabilities.
+
+    Returns:
+        Scalar float32: the mean over the counted samples, 0 if there is none.
+
+    Raises:
+        ValueError: the labels fit neither form.
+    """
+    soft = labels.is_floating_point()
+    if labels.shape != (logits.shape if soft else logits.shape[:1]):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype} for logits of shape "
+            f"{tuple(logits.shape)}; expected int64 class indices of shape ({logits.shape[0]},) or float probabilities "
+            f"of shape {tuple(logits.shape)}"
+        )
+    total = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
+    if num_items is None:
+        return total / (logits.shape[0] if soft else (labels != -100).sum().clamp(min=1))
+    return total / (num_items / logits.shape[1] if soft else num_items)
+
+
+class VitHfForImageClassification(VitHfPreTrainedModel):
+    """Vision Transformer with a linear classifier, started at zero as the paper does for fine-tuning."""
+
+    _auto_class = "AutoModelForImageClassification"
+
+    def __init__(self, config: VitHfConfig):
+        super().__init__(config)
+        self.vit = VitHfModel(config)
+        self.classifier = nn.Linear(config.representation_size or config.hidden_size, config.num_labels)
+        self.classifier.weight_init = init.zeros_
+        self.post_init()
+
+    @torch.no_grad()
+    def set_labels(self, id2label: dict[int, str]) -> None:
+        """Replace the classifier by a new one of zeros for these classes, and write their names into the config."""
+        old = self.classifier
+        self.classifier = nn.Linear(old.in_features, len(id2label), device=old.weight.device, dtype=old.weight.dtype)
+        self.classifier.weight.zero_()
+        self.classifier.bias.zero_()
+        self.config.id2label = dict(id2label)
+        self.config.label2id = {name: index for index, name in id2label.items()}
+        logger.warning(f"classifier replaced: {old.out_features} classes before, {len(id2label)} new ones, all zeros")
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> ImageClassifierOutput:
+        """Classify images.
+
+        Args:
+            pixel_values: (B, C, H, W), float, normalised as the image processor does.
+            labels: class indices (B,) int64, or probabilities (B, L) float; see `classification_loss`.
+            interpolate_pos_encoding: accept other sizes than the config's by resampling the positions.
+            num_items_in_batch: divisor of the summed loss, as transformers' Trainer passes it.
+            kwargs: as in `VitHfModel.forward`.
+
+        Returns:
+            `logits` (B, L); `loss` if labels are given; `hidden_states` and `attentions` on request.
+        """
+        outputs: BaseModelOutputWithPooling = self.vit(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            pooled_only=True,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.pooler_output)  # (B, L)
+        loss = None if labels is None else classification_loss(logits, labels, num_items=num_items_in_batch)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class VitHfForMaskedImageModeling(VitHfPreTrainedModel):
+    """SimMIM (Xie et al. 2022, arXiv 2111.09886): masked patches are predicted in pixels by one linear layer."""
+
+    _auto_class = "AutoModelForMaskedImageModeling"
+
+    def __init__(self, config: VitHfConfig):
+        super().__init__(config)
+        self.vit = VitHfModel(config, add_pooling_layer=False, use_mask_token=True)
+        self.decoder = nn.Linear(config.hidden_size, math.prod(config.patch_hw) * config.num_channels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> MaskedImageModelingOutput:
+        """Reconstruct images from their visible patches.
+
+        Args:
+            pixel_values: (B, C, H, W), float, normalised as the image processor does; also the target.
+            bool_masked_pos: (B, h*w), bool: True for the patches to hide and predict. None: nothing hidden, no loss.
+            interpolate_pos_encoding: accept other sizes than the config's by resampling the positions.
+            kwargs: as in `VitHfModel.forward`.
+
+        Returns:
+            `reconstruction` (B, C, H, W); `loss`: the mean absolute error over the hidden pixels, in normalised units.
+        """
+        outputs: BaseModelOutputWithPooling = self.vit(
+            pixel_values, bool_masked_pos, interpolate_pos_encoding, return_dict=True, **kwargs
+        )
+        tokens = outputs.last_hidden_state[:, self.config.num_prefix_tokens :]  # (B, h*w, D)
+        batch, channels, height, width = pixel_values.shape
+        patch_h, patch_w = self.config.patch_hw
+        h, w = height // patch_h, width // patch_w
+        pixels = self.decoder(tokens).view(batch, h, w, patch_h, patch_w, channels)
+        reconstruction = pixels.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
+        loss = None
+        if bool_masked_pos is not None:
+            hidden = bool_masked_pos.view(batch, 1, h, w).to(pixel_values.dtype)
+            hidden = hidden.repeat_interleave(patch_h, dim=2).repeat_interleave(patch_w, dim=3)  # (B, 1, H, W)
+            error = (reconstruction.float() - pixel_values.float()).abs() * hidden
+            loss = error.sum() / (hidden.sum() * channels).clamp(min=1)
+        return MaskedImageModelingOutput(
+            loss=loss, reconstruction=reconstruction, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["VitHfForImageClassification", "VitHfForMaskedImageModeling", "VitHfModel", "VitHfPreTrainedModel"]

@@ -1,0 +1,1 @@
+"""Fine-tuning: recipes, optimisers, the Accelerate loop."""
