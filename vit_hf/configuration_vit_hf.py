@@ -5,6 +5,8 @@ registers of DINOv2, the attention pooling of big_vision, the hybrids of the pap
 file: H x W pixels, h x w patch grid, D width.
 """
 
+import math
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -14,6 +16,21 @@ ACTIVATIONS = ("gelu", "gelu_pytorch_tanh")
 POOLINGS = ("cls", "gap", "map")
 POSITION_EMBEDDINGS = ("learned", "sincos2d")
 POSITION_INTERPOLATIONS = ("google", "timm", "torchvision", "transformers")
+# Smallest and largest value of each size. The largest are far above any published model (ViT-22B: 48 layers of width
+# 6,144, MLP 24,576): a config from elsewhere that asks for more would only exhaust the memory.
+SIZE_LIMITS = {
+    "image_size": (1, 65_536),
+    "patch_size": (1, 65_536),
+    "num_channels": (1, 65_536),
+    "hidden_size": (1, 65_536),
+    "num_hidden_layers": (1, 1_024),
+    "num_attention_heads": (1, 65_536),
+    "intermediate_size": (1, 262_144),
+    "representation_size": (1, 65_536),
+    "num_register_tokens": (0, 65_536),
+    "resnet_stem_width": (1, 65_536),
+    "num_labels": (1, 10_000_000),
+}
 AUTO_MAP = {
     "AutoConfig": "configuration_vit_hf.VitHfConfig",
     "AutoModel": "modeling_vit_hf.VitHfModel",
@@ -103,14 +120,52 @@ class VitHfConfig(PreTrainedConfig):
     resnet_stem_width: int = 64
 
     def __post_init__(self, **kwargs):
-        if self.id2label is not None and kwargs.get("num_labels", len(self.id2label)) != len(self.id2label):
-            raise ValueError(
-                f"num_labels is {kwargs['num_labels']} but id2label names {len(self.id2label)} classes; give id2label "
-                "only, num_labels follows from it"
-            )
+        for name in ("image_size", "patch_size", "resnet_stem_layers"):
+            if isinstance(value := getattr(self, name), tuple):
+                setattr(self, name, list(value))  # as JSON gives it back
+        if kwargs.get("num_labels") is None:
+            kwargs.pop("num_labels", None)
+        else:
+            if type(kwargs["num_labels"]) is not int:
+                raise ValueError(f"num_labels is {kwargs['num_labels']!r}; expected an int")
+            _check_size("num_labels", kwargs["num_labels"])  # before a name is made for each
+            if self.id2label is not None and kwargs["num_labels"] != len(self.id2label):
+                raise ValueError(
+                    f"num_labels is {kwargs['num_labels']} but id2label names {len(self.id2label)} classes; give "
+                    "id2label only, num_labels follows from it"
+                )
         super().__post_init__(**kwargs)
         if self.label2id is None and self.id2label is not None:
             self.label2id = {name: index for index, name in self.id2label.items()}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Build a config from its JSON form; fields in `kwargs` replace those of the form before the checks run.
+
+        Other label names, or another number of them, replace all that the form says of labels. `kwargs` that are no
+        fields go to `PreTrainedConfig.from_dict`.
+        """
+        labels = ("id2label", "label2id", "num_labels")
+        names = {field.name for field in fields(cls)} - {"dtype"} | {"num_labels"}
+        given = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+        given = {name: value for name, value in given.items() if value is not None or name not in labels}
+        stored = dict(config_dict)
+        count = len(stored["id2label"]) if stored.get("id2label") else stored.get("num_labels", 2)
+        if "id2label" in given or given.get("num_labels", count) != count:
+            stored = {name: value for name, value in stored.items() if name not in labels}
+        return super().from_dict({**stored, **given}, **kwargs)
+
+    @property
+    def output_attentions(self) -> bool | None:
+        """Whether attention maps are returned by default; unlike elsewhere, with any attention backend."""
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool | None):
+        self._output_attentions = value
+
+    def validate_output_attentions(self):
+        """Accept attention maps with any backend: the model computes them itself."""
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -149,28 +204,24 @@ class VitHfConfig(PreTrainedConfig):
         self._check_divisibility()
 
     def _check_numbers(self):
-        """Positive sizes and probabilities in [0, 1)."""
-        for name in ("image_size", "patch_size"):
+        """Sizes within `SIZE_LIMITS`, probabilities in [0, 1), finite numbers."""
+        for name in SIZE_LIMITS:
             value = getattr(self, name)
-            if not isinstance(value, int) and len(value) != 2:
-                raise ValueError(f"{name} has {len(value)} numbers ({value}); give one int or (height, width)")
-            if min(as_pair(value)) < 1:
-                raise ValueError(f"{name} is {value}; expected a positive number of pixels")
-        positive = ("num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.representation_size is not None and self.representation_size < 1:
-            raise ValueError(
-                f"representation_size is {self.representation_size}; expected at least 1, or None for none"
-            )
-        if self.num_register_tokens < 0:
-            raise ValueError(f"num_register_tokens is {self.num_register_tokens}; expected 0 or more")
+            if name in ("image_size", "patch_size"):
+                if not isinstance(value, int) and len(value) != 2:
+                    raise ValueError(f"{name} has {len(value)} numbers ({value}); give one int or (height, width)")
+                _check_size(name, *as_pair(value))
+            elif value is not None:
+                _check_size(name, value)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a probability in [0, 1)")
-        if not self.layer_norm_eps > 0:
-            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps}; expected a positive number such as 1e-6")
+        if not 0 < self.layer_norm_eps < 1:
+            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps}; expected a small positive number such as 1e-6")
+        if self.layer_scale_init is not None and not math.isfinite(self.layer_scale_init):
+            raise ValueError(
+                f"layer_scale_init is {self.layer_scale_init}; expected a finite number such as 1e-4, or None for none"
+            )
 
     def _check_values(self):
         """Values out of the known sets."""
@@ -198,9 +249,12 @@ class VitHfConfig(PreTrainedConfig):
                 "(sine and cosine of two axes); use a multiple of 4, or position_embedding 'learned'"
             )
         if self.resnet_stem_layers is not None:
-            if any(count < 1 for count in self.resnet_stem_layers):
-                raise ValueError(f"resnet_stem_layers is {self.resnet_stem_layers}; expected at least 1 block a stage")
-            if self.resnet_stem_width < 1 or self.resnet_stem_width % 32:
+            if len(self.resnet_stem_layers) > 8 or any(not 1 <= count <= 1_024 for count in self.resnet_stem_layers):
+                raise ValueError(
+                    f"resnet_stem_layers is {self.resnet_stem_layers}; expected 0 to 8 stages of 1 to 1,024 blocks, "
+                    "such as [3, 4, 9]"
+                )
+            if self.resnet_stem_width % 32:
                 raise ValueError(f"resnet_stem_width is {self.resnet_stem_width}; expected a positive multiple of 32")
             if any(size % self.stem_stride for size in self.patch_hw):
                 raise ValueError(
@@ -229,6 +283,14 @@ class VitHfConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, which names the code files so that the Auto classes find them without `vit_hf`."""
         return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}
+
+
+def _check_size(name: str, *values: int) -> None:
+    """Raise unless all values of a size lie within its `SIZE_LIMITS`."""
+    smallest, largest = SIZE_LIMITS[name]
+    for value in values:
+        if not smallest <= value <= largest:
+            raise ValueError(f"{name} is {value}; expected {smallest:,} to {largest:,}")
 
 
 def patch_grid(image_hw: tuple[int, int], patch_hw: tuple[int, int]) -> tuple[int, int]:

@@ -11,10 +11,13 @@ N tokens (P + h*w), Q query tokens, D width, A heads, K head dim (A*K = D), L cl
 
 import copy
 import math
+import os
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
@@ -33,9 +36,20 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_vit_hf import VitHfConfig, as_pair, patch_grid
 
 logger = logging.get_logger(__name__)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 # ---------------------------------------------------------------------------------------------- initialisation
+def _init_by(module: Module, **rules: Callable[[torch.Tensor], object]) -> Module:
+    """Give a layer initialisation rules of its own by parameter name, for `_init_weights` to follow.
+
+    They stand at the layer, not in `_init_weights` by the parent's type: transformers leaves out modules without
+    parameters of their own when the code is not its own.
+    """
+    vars(module)["init_rules"] = rules
+    return module
+
+
 def _lecun_normal_(weight: torch.Tensor) -> None:
     """Fill with flax's `lecun_normal`: normal cut at two standard deviations, variance 1/fan_in after the cut."""
     std = weight[0].numel() ** -0.5 / 0.87962566103423978
@@ -113,7 +127,7 @@ class VitHfStdConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1):
         super().__init__(in_channels, out_channels, kernel, stride=stride, bias=False)
-        self.weight_init = _lecun_normal_
+        _init_by(self, weight=_lecun_normal_)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
@@ -130,14 +144,14 @@ class VitHfResidualUnit(nn.Module):
         self.conv1, self.norm1 = VitHfStdConv2d(in_channels, channels, 1), nn.GroupNorm(32, channels, eps=1e-6)
         self.conv2, self.norm2 = VitHfStdConv2d(channels, channels, 3, stride), nn.GroupNorm(32, channels, eps=1e-6)
         self.conv3, self.norm3 = VitHfStdConv2d(channels, out_channels, 1), nn.GroupNorm(32, out_channels, eps=1e-6)
-        self.norm3.weight_init = init.zeros_
+        _init_by(self.norm3, weight=init.zeros_)
         projected = in_channels != out_channels or stride != 1
         self.conv_proj = VitHfStdConv2d(in_channels, out_channels, 1, stride) if projected else None
         self.norm_proj = nn.GroupNorm(32, out_channels, eps=1e-6) if projected else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = x
-        if self.conv_proj is not None:
+        if self.conv_proj is not None and self.norm_proj is not None:
             residual = self.norm_proj(self.conv_proj(x))
         x = F.relu(self.norm1(self.conv1(x)))
         x = F.relu(self.norm2(self.conv2(x)))
@@ -181,8 +195,8 @@ class VitHfPatchEmbeddings(nn.Module):
         self.stem = None if config.resnet_stem_layers is None else VitHfResNetStem(config)
         channels = config.num_channels if self.stem is None else self.stem.out_channels
         kernel = (self.patch_hw[0] // config.stem_stride, self.patch_hw[1] // config.stem_stride)
-        self.projection = nn.Conv2d(channels, config.hidden_size, kernel, stride=kernel)
-        self.projection.weight_init = _lecun_normal_
+        projection = nn.Conv2d(channels, config.hidden_size, kernel, stride=kernel)
+        self.projection = _init_by(projection, weight=_lecun_normal_)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
@@ -215,8 +229,9 @@ class VitHfEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def fixed_positions(self, grid: tuple[int, int]) -> torch.Tensor:
-        """Return the sine-cosine table for a patch grid, float32 (1, cls + h*w, D)."""
-        return sincos2d_positions(grid, self.config.hidden_size, int(self.config.has_cls_token))
+        """Return the sine-cosine table for a patch grid, (1, cls + h*w, D), in the default dtype."""
+        table = sincos2d_positions(grid, self.config.hidden_size, int(self.config.has_cls_token))
+        return table.to(torch.get_default_dtype())  # that of the parameters while the model is built
 
     def resampled_positions(self, grid: tuple[int, int]) -> torch.Tensor:
         """Return positions (1, cls + h*w, D) for another grid: learned ones resampled, fixed ones computed anew."""
@@ -317,8 +332,8 @@ class VitHfAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.dropout = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
-        self.qkv.weight_init = _xavier_uniform_fused_
+        qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.qkv = _init_by(qkv, weight=_xavier_uniform_fused_)
         self.q_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else None
         self.k_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else None
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
@@ -331,15 +346,15 @@ class VitHfAttention(nn.Module):
         Returns the attended tokens (B, Q, D), and the attention weights (B, A, Q, N) or None where the backend
         does not form them.
         """
-        batch, _, width = hidden_states.shape
+        width = hidden_states.shape[-1]
         if num_queries is None:
-            qkv = self.qkv(hidden_states).view(batch, -1, 3, self.num_heads, self.head_dim)
+            qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, N, 3, A, K)
             query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, A, N, K)
         else:
             query = self._project(hidden_states[:, :num_queries], slice(0, width)).transpose(1, 2)  # (B, A, Q, K)
             key_value = self._project(hidden_states, slice(width, 3 * width))  # (B, N, 2*A, K)
             key, value = key_value.transpose(1, 2).chunk(2, dim=1)  # each (B, A, N, K)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         attend: Callable = eager_attention_forward
         if not kwargs.get("output_attentions"):  # no other backend forms the weights
@@ -347,13 +362,12 @@ class VitHfAttention(nn.Module):
         kwargs.pop("output_attentions", None)
         dropout = self.dropout if self.training else 0.0
         mixed, weights = attend(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
-        return self.output(mixed.reshape(batch, -1, width)), weights  # (B, Q, D), (B, A, Q, N)
+        return self.output(mixed.flatten(2)), weights  # (B, Q, D), (B, A, Q, N)
 
     def _project(self, hidden_states: torch.Tensor, rows: slice) -> torch.Tensor:
         """Apply some rows of the fused projection; returns (B, tokens, rows/K, K)."""
         bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-        projected = F.linear(hidden_states, self.qkv.weight[rows], bias)
-        return projected.view(*projected.shape[:2], -1, self.head_dim)
+        return F.linear(hidden_states, self.qkv.weight[rows], bias).unflatten(-1, (-1, self.head_dim))
 
 
 class VitHfMLP(nn.Module):
@@ -361,11 +375,10 @@ class VitHfMLP(nn.Module):
 
     def __init__(self, config: VitHfConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc1 = _init_by(nn.Linear(config.hidden_size, config.intermediate_size), bias=_tiny_normal_)
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.fc1.bias_init = self.fc2.bias_init = _tiny_normal_
+        self.fc2 = _init_by(nn.Linear(config.intermediate_size, config.hidden_size), bias=_tiny_normal_)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))  # (B, N, D)
@@ -418,19 +431,19 @@ class VitHfAttentionPooling(nn.Module):
         super().__init__()
         self.num_heads, width = config.num_attention_heads, config.hidden_size
         self.probe = nn.Parameter(torch.empty(1, 1, width))
-        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.key_value.weight_init = _xavier_uniform_fused_
+        self.query = nn.Linear(width, width)
+        self.key_value = _init_by(nn.Linear(width, 2 * width), weight=_xavier_uniform_fused_)
         self.output = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.mlp = VitHfMLP(config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        batch, _, width = hidden_states.shape
-        head_shape = (batch, -1, self.num_heads, width // self.num_heads)
-        query = self.query(self.probe).expand(batch, -1, -1).reshape(head_shape).transpose(1, 2)  # (B, A, 1, K)
+        heads = (self.num_heads, hidden_states.shape[-1] // self.num_heads)
+        query = self.query(self.probe).expand(hidden_states.shape[0], -1, -1).unflatten(-1, heads)  # (B, 1, A, K)
         key, value = self.key_value(hidden_states).chunk(2, dim=-1)  # each (B, N, D)
-        key, value = key.reshape(head_shape).transpose(1, 2), value.reshape(head_shape).transpose(1, 2)  # (B, A, N, K)
-        pooled = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, 1, width)
+        parts = (query, key.unflatten(-1, heads), value.unflatten(-1, heads))
+        pooled = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in parts))  # (B, A, 1, K)
+        pooled = pooled.transpose(1, 2).flatten(2)  # (B, 1, D)
         pooled = self.output(pooled)
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # (B, D)
 
@@ -443,9 +456,7 @@ class VitHfPooler(nn.Module):
         self.pooling, self.num_prefix_tokens = config.pooling, config.num_prefix_tokens
         self.attention_pooling = VitHfAttentionPooling(config) if config.pooling == "map" else None
         size = config.representation_size
-        self.pre_logits = nn.Linear(config.hidden_size, size) if size is not None else None
-        if self.pre_logits is not None:
-            self.pre_logits.weight_init = _lecun_normal_
+        self.pre_logits = None if size is None else _init_by(nn.Linear(config.hidden_size, size), weight=_lecun_normal_)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.attention_pooling is not None:
@@ -464,9 +475,9 @@ class VitHfPreTrainedModel(PreTrainedModel):
     config: VitHfConfig
     base_model_prefix = "vit"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("VitHfEmbeddings", "VitHfLayer")
+    _no_split_modules = ["VitHfEmbeddings", "VitHfLayer"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -475,18 +486,18 @@ class VitHfPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": VitHfLayer, "attentions": VitHfAttention}  # noqa: RUF012
     _input_embed_layer = "patch_embeddings"
 
+    def __init__(self, config: VitHfConfig, *inputs, **kwargs):
+        config.validate()  # fields may have been changed since it was made
+        super().__init__(config, *inputs, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Initialise as the official code: Xavier uniform, biases of the MLP normal(1e-6), positions normal(0.02)."""
         super()._init_weights(module)  # norms ones and zeros, biases zeros
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
-        # A rule of its own stands at the layer, not here by the parent's type: transformers skips modules without
-        # parameters of their own when the code is not its own.
-        if (rule := getattr(module, "weight_init", None)) is not None:
-            rule(module.weight)
-        if (rule := getattr(module, "bias_init", None)) is not None:
-            rule(module.bias)
+        for name, rule in vars(module).get("init_rules", {}).items():
+            rule(getattr(module, name))
         if isinstance(module, VitHfEmbeddings):
             if module.config.position_embedding == "learned":
                 init.normal_(module.position_embeddings, std=0.02)
@@ -500,13 +511,13 @@ class VitHfPreTrainedModel(PreTrainedModel):
                 init.trunc_normal_(module.mask_token, std=0.02)
         elif isinstance(module, VitHfAttentionPooling):
             init.xavier_uniform_(module.probe)
-        elif isinstance(module, VitHfResidualScale) and module.scale is not None:
+        elif isinstance(module, VitHfResidualScale) and module.scale is not None and module.init_value is not None:
             init.constant_(module.scale, module.init_value)
 
     @property
     def encoder(self) -> "VitHfModel":
         """The `VitHfModel` inside, or the model itself."""
-        return getattr(self, self.base_model_prefix, self)
+        return cast(VitHfModel, getattr(self, self.base_model_prefix, self))
 
     @torch.no_grad()
     def set_image_size(self, image_size: int | tuple[int, int] | list[int]) -> None:
@@ -546,23 +557,29 @@ class VitHfPreTrainedModel(PreTrainedModel):
         - `num_labels=...`, `id2label=...`, or a config whose label names differ: the classifier is replaced by a new
           one of zeros, also when the number of classes is the same.
 
+        Weights are read from safetensors files only, unless `use_safetensors=False` is given.
+
         Raises:
-            ValueError: weights are missing or left over that the difference between the stored and the loaded class
-                (base model, classifier, masked image modelling) does not explain; all are listed.
+            ValueError: the config's fields do not fit together; or weights are missing, left over, of another shape
+                or not finite, and the difference between the stored and the loaded class (base model, classifier,
+                masked image modelling) does not explain it; all are listed.
+            OSError: a file is missing or cannot be read.
         """
         if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         path = pretrained_model_name_or_path
         wants_info = kwargs.pop("output_loading_info", False)
         accepts_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
+        kwargs.setdefault("use_safetensors", True)
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
         hub_options = {name: kwargs[name] for name in names if name in kwargs}
         stored_dict, _ = cls.config_class.get_config_dict(path, **hub_options)
-        if stored_dict.get("model_type") != cls.config_class.model_type:
+        if (model_type := stored_dict.get("model_type")) != cls.config_class.model_type:
+            found = f"a model of type {model_type!r}" if stored_dict else "no config.json"
             raise ValueError(
-                f"{path} holds a model of type {stored_dict.get('model_type')!r}; expected "
-                f"{cls.config_class.model_type!r}: load it with transformers' AutoModel, or give the folder of a model "
-                "that this package saved"
+                f"{path} holds {found}; expected a config.json with model_type {cls.config_class.model_type!r}: give "
+                "the folder or Hub id of a model that save_pretrained of this class wrote, or load another model with "
+                "transformers' AutoModel"
             )
         stored = cls.config_class.from_dict(stored_dict)
         if not isinstance(config, PreTrainedConfig):
@@ -570,56 +587,63 @@ class VitHfPreTrainedModel(PreTrainedModel):
                 path if config is None else config, return_unused_kwargs=True, **kwargs
             )
             kwargs.update(hub_options)
-        wanted_size, wanted_labels = config.image_size, config.id2label
         config = copy.deepcopy(config)
+        config.validate()
+        wanted = copy.copy(config)
         config.image_size, config.id2label, config.label2id = stored.image_size, stored.id2label, stored.label2id
-        model, info = super().from_pretrained(
-            path, *model_args, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        try:
+            model, info = super().from_pretrained(
+                path, *model_args, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except (SafetensorError, OSError) as error:
+            local = os.path.isdir(path)
+            if isinstance(error, OSError) and not local:
+                raise  # the Hub client's own words
+            remedy = "save the model or copy its files anew" if local else "load once with force_download=True"
+            raise OSError(
+                f"the weights of {path} cannot be read ({error}); expected model.safetensors, or its shards and their "
+                f"index, whole, and not a web page or Git-LFS pointer of that name: {remedy}"
+            ) from error
         model._check_loading(info, stored.architectures or [], path, accepts_other_shapes)
-        if as_pair(wanted_size) != stored.image_hw:
-            model.set_image_size(wanted_size)
-        if wanted_labels != stored.id2label:
-            if hasattr(model, "set_labels"):
-                model.set_labels(wanted_labels)
-            else:
-                model.config.id2label = wanted_labels
-                model.config.label2id = {name: index for index, name in wanted_labels.items()}
+        if wanted.image_hw != stored.image_hw:
+            model.set_image_size(wanted.image_size)
+        if wanted.id2label != stored.id2label:
+            model.set_labels(wanted.id2label)
         return (model, info) if wants_info else model
 
+    def set_labels(self, id2label: dict[int, str]) -> None:
+        """Write the names of the classes into the config."""
+        checked = type(self.config)(id2label=dict(id2label))
+        self.config.id2label, self.config.label2id = checked.id2label, checked.label2id
+
     def _check_loading(self, info: dict, architectures: list[str], path: str, accepts_other_shapes: bool) -> None:
-        """Raise unless each weight that is missing, left over or of other shape has a reason; list all of them."""
+        """Raise unless all weights are there, or the difference of classes explains it; list all that are wrong."""
         name = type(self).__name__
-        heads = (
-            "classifier.",
-            "decoder.",
-            "vit.pooler.",
-            "pooler.",
-            "vit.embeddings.mask_token",
-            "embeddings.mask_token",
-        )
+        heads = ("classifier.", "decoder.", "pooler.", "embeddings.mask_token")
         other_class = name not in architectures
         problems = [
             f"{kind[:-5]}: {key}"
             for kind in ("missing_keys", "unexpected_keys")
             for key in sorted(info[kind])
-            if not (other_class and key.startswith(heads))
+            if not (other_class and key.removeprefix("vit.").startswith(heads))
         ]
         if not accepts_other_shapes:
-            problems += [f"other shape: {key} {tuple(a)}, expected {tuple(b)}" for key, a, b in info["mismatched_keys"]]
+            shapes = sorted(info["mismatched_keys"])
+            problems += [f"other shape: {key} {tuple(found)}, expected {tuple(want)}" for key, found, want in shapes]
+        for key, weight in self.named_parameters():
+            if weight.device.type != "meta" and weight.is_floating_point() and not weight.isfinite().all():
+                problems.append(f"NaN or infinite: {key}")
         if problems:
             shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
             raise ValueError(
                 f"the weights in {path} do not fit a {name} with this config ({shown}). They were saved by "
                 f"{', '.join(architectures) or 'an unknown class'}: load them with that class and the config.json "
-                "beside them, without overriding sizes"
+                "beside them, without overriding sizes, and if that is so already, save or download the model anew"
             )
 
 
 class VitHfModel(VitHfPreTrainedModel):
     """The encoder with its pooling: tokens after the last LayerNorm, and the vector that a classifier would see."""
-
-    _auto_class = "AutoModel"
 
     def __init__(self, config: VitHfConfig, add_pooling_layer: bool = True, use_mask_token: bool = False):
         super().__init__(config)
@@ -701,6 +725,7 @@ def classification_loss(
             f"{tuple(logits.shape)}; expected int64 class indices of shape ({logits.shape[0]},) or float probabilities "
             f"of shape {tuple(logits.shape)}"
         )
+    labels = labels.float() if soft else labels.long()
     total = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
     if num_items is None:
         return total / (logits.shape[0] if soft else (labels != -100).sum().clamp(min=1))
@@ -710,24 +735,29 @@ def classification_loss(
 class VitHfForImageClassification(VitHfPreTrainedModel):
     """Vision Transformer with a linear classifier, started at zero as the paper does for fine-tuning."""
 
-    _auto_class = "AutoModelForImageClassification"
-
     def __init__(self, config: VitHfConfig):
         super().__init__(config)
         self.vit = VitHfModel(config)
-        self.classifier = nn.Linear(config.representation_size or config.hidden_size, config.num_labels)
-        self.classifier.weight_init = init.zeros_
+        width = config.hidden_size if config.representation_size is None else config.representation_size
+        self.classifier = _init_by(nn.Linear(width, cast(int, config.num_labels)), weight=init.zeros_)
         self.post_init()
 
     @torch.no_grad()
     def set_labels(self, id2label: dict[int, str]) -> None:
-        """Replace the classifier by a new one of zeros for these classes, and write their names into the config."""
+        """Replace the classifier by a new one of zeros for these classes, and write their names into the config.
+
+        Args:
+            id2label: names by class index, 0, 1, ... without gaps.
+
+        Raises:
+            StrictDataclassError: (huggingface_hub) the indices have gaps; the model is unchanged.
+        """
+        super().set_labels(id2label)
         old = self.classifier
-        self.classifier = nn.Linear(old.in_features, len(id2label), device=old.weight.device, dtype=old.weight.dtype)
+        new = nn.Linear(old.in_features, len(id2label), device=old.weight.device, dtype=old.weight.dtype)
+        self.classifier = _init_by(new, weight=init.zeros_)
         self.classifier.weight.zero_()
         self.classifier.bias.zero_()
-        self.config.id2label = dict(id2label)
-        self.config.label2id = {name: index for index, name in id2label.items()}
         logger.warning(f"classifier replaced: {old.out_features} classes before, {len(id2label)} new ones, all zeros")
 
     @can_return_tuple
@@ -768,8 +798,6 @@ class VitHfForImageClassification(VitHfPreTrainedModel):
 class VitHfForMaskedImageModeling(VitHfPreTrainedModel):
     """SimMIM (Xie et al. 2022, arXiv 2111.09886): masked patches are predicted in pixels by one linear layer."""
 
-    _auto_class = "AutoModelForMaskedImageModeling"
-
     def __init__(self, config: VitHfConfig):
         super().__init__(config)
         self.vit = VitHfModel(config, add_pooling_layer=False, use_mask_token=True)
@@ -798,7 +826,8 @@ class VitHfForMaskedImageModeling(VitHfPreTrainedModel):
         outputs: BaseModelOutputWithPooling = self.vit(
             pixel_values, bool_masked_pos, interpolate_pos_encoding, return_dict=True, **kwargs
         )
-        tokens = outputs.last_hidden_state[:, self.config.num_prefix_tokens :]  # (B, h*w, D)
+        encoded = cast(torch.Tensor, outputs.last_hidden_state)
+        tokens = encoded[:, self.config.num_prefix_tokens :]  # (B, h*w, D)
         batch, channels, height, width = pixel_values.shape
         patch_h, patch_w = self.config.patch_hw
         h, w = height // patch_h, width // patch_w
@@ -806,7 +835,7 @@ class VitHfForMaskedImageModeling(VitHfPreTrainedModel):
         reconstruction = pixels.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
         loss = None
         if bool_masked_pos is not None:
-            hidden = bool_masked_pos.view(batch, 1, h, w).to(pixel_values.dtype)
+            hidden = bool_masked_pos.reshape(batch, 1, h, w).float()
             hidden = hidden.repeat_interleave(patch_h, dim=2).repeat_interleave(patch_w, dim=3)  # (B, 1, H, W)
             error = (reconstruction.float() - pixel_values.float()).abs() * hidden
             loss = error.sum() / (hidden.sum() * channels).clamp(min=1)
@@ -814,5 +843,9 @@ class VitHfForMaskedImageModeling(VitHfPreTrainedModel):
             loss=loss, reconstruction=reconstruction, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
+
+VitHfModel.register_for_auto_class("AutoModel")
+VitHfForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+VitHfForMaskedImageModeling.register_for_auto_class("AutoModelForMaskedImageModeling")
 
 __all__ = ["VitHfForImageClassification", "VitHfForMaskedImageModeling", "VitHfModel", "VitHfPreTrainedModel"]

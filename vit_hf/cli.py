@@ -1,0 +1,241 @@
+"""The command `vit-hf`: parse, call the package, print."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+
+DESCRIPTION = "Train, evaluate and look at Vision Transformers in the Hugging Face ecosystem."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 an error that the message tells how to mend, 2 usage."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.overrides = rest
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except _user_errors() as error:
+        if options.debug:
+            raise
+        print(f"vit-hf {options.command}: error: {_clean(error)}", file=sys.stderr)
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="vit-hf", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"vit-hf {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run, text: str, **options) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, parents=[common], help=text, description=text, **options)
+        command.set_defaults(run=run)
+        return command
+
+    train = add(
+        "train",
+        _train,
+        "Train a model by a recipe and leave a model repo.",
+        epilog="Any field of the recipe can be set as --FIELD VALUE, nested fields with a dot: "
+        "--optimization.epochs 10 --model.image_size 64. `vit-hf recipes NAME` prints all fields.",
+    )
+    train.add_argument("recipe", metavar="RECIPE", help="name (see `vit-hf recipes`) or YAML file")
+    train.add_argument("--data", metavar="SOURCE", help="folder, Parquet, CIFAR archive, Hub id, or digits")
+    train.add_argument("--output", metavar="DIR", help="new folder for the run (default: runs/RECIPE)")
+    train.add_argument("--seed", metavar="N", help="of weights, order, augmentation and dropout")
+    train.add_argument("--max-steps", metavar="N", help="stop after this many optimiser steps")
+
+    evaluate = add("evaluate", _evaluate, "Score a model on a split, every picture once.")
+    evaluate.add_argument("model", metavar="MODEL", help="model folder or Hub id")
+    evaluate.add_argument("--data", metavar="SOURCE", help="data to score (default: what a run folder was trained on)")
+    evaluate.add_argument("--split", metavar="NAME", help="split (default: test, else validation)")
+    evaluate.add_argument("--output", metavar="DIR", help="new folder for results.json")
+    evaluate.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="default: 64")
+
+    predict = add("predict", _predict, "Name what pictures show.")
+    predict.add_argument("model", metavar="MODEL", help="model folder or Hub id")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    predict.add_argument("--top-k", type=_positive, default=5, metavar="K", help="classes a picture (default: 5)")
+    predict.add_argument("--save-plot", metavar="FILE", help="draw pictures and probabilities (png, pdf or svg)")
+    predict.add_argument("--json", action="store_true", help="print JSON, one object a picture")
+
+    summary = add("summary", _summary, "Print parameters, FLOPs and memory of a variant, or compare several.")
+    summary.add_argument("variants", nargs="*", metavar="VARIANT", help="such as B/16 or R50+B/16 (default: all)")
+    summary.add_argument("--image-size", type=_positive, default=224, metavar="N", help="pixels (default: 224)")
+    summary.add_argument("--num-labels", type=_positive, default=1000, metavar="N", help="classes (default: 1000)")
+
+    recipes = add("recipes", _recipes, "List the recipes, or print one whole as YAML.")
+    recipes.add_argument("name", nargs="?", metavar="NAME", help="name or YAML file")
+    return parser
+
+
+# ---------------------------------------------------------------------------------------------- commands
+def _train(options: argparse.Namespace) -> int:
+    from .data.pictures import open_pictures, save_examples
+    from .sharing.card import render_card
+    from .training.loop import train
+    from .training.recipes import get_recipe
+
+    recipe = get_recipe(options.recipe).override(_read_overrides(options.overrides))
+    short = {"data": options.data, "seed": options.seed, "max_steps": options.max_steps}
+    chosen = {name: value for name, value in short.items() if value is not None}
+    result = train(recipe, output=options.output, **chosen)
+    if not result.is_main_process:
+        return 0
+    folder = result.output
+    if recipe.data.source == "digits" and options.data is None:
+        save_examples(open_pictures(recipe.data), folder / "examples")
+    (folder / "README.md").write_text(render_card([folder]), encoding="utf-8")
+    measured = result.results
+    print(
+        f"\ntest: top-1 {measured['top1']:.2%}, top-5 {measured['top5']:.2%}, cross-entropy {measured['loss']:.4f} on "
+        f"{measured['n']:,} pictures ({measured['split']}); trained in {measured['seconds']:.0f} s"
+    )
+    print(f"model, metrics, card and TensorBoard log: {folder}\n\nnext:")
+    for line in _next_commands(folder):
+        print(f"  {line}")
+    return 0
+
+
+def _next_commands(folder: Path) -> list[str]:
+    where = shlex.quote(str(folder))
+    examples = sorted((folder / "examples").glob("*.png")) if (folder / "examples").is_dir() else []
+    pictures = f"{where}/examples/*.png" if examples else "PICTURE.jpg"
+    first = str(examples[0]) if examples else "PICTURE.jpg"
+    code = (
+        "import vit_hf; from transformers import pipeline; "
+        f"print(pipeline('image-classification', model={str(folder)!r})({first!r}))"
+    )
+    hub = f'hf upload YOUR_NAME/{folder.name} {where} . --exclude "checkpoints/*" --exclude "tensorboard/*"'
+    return [
+        f"vit-hf predict {where} {pictures} --save-plot predictions.png",
+        f"vit-hf evaluate {where}",
+        f'python -c "{code}"',
+        f"tensorboard --logdir {where}/tensorboard",
+        hub,
+    ]
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from .evaluation.run import evaluate
+
+    measured = evaluate(
+        options.model, data=options.data, split=options.split, output=options.output, batch_size=options.batch_size
+    )
+    if measured is not None:
+        print(
+            f"top-1 {measured['top1']:.2%}, top-5 {measured['top5']:.2%}, cross-entropy {measured['loss']:.4f} on "
+            f"{measured['n']:,} pictures of {measured['data']}, split {measured['split']}"
+        )
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from transformers.utils import logging
+
+    from .data.images import read_image
+    from .evaluation.scoring import classify
+    from .image_processing_vit_hf import VitHfImageProcessor, to_rgb
+    from .inspection.plots import plot_predictions
+    from .modeling_vit_hf import VitHfForImageClassification
+
+    pictures = [to_rgb(read_image(path, where=path)) for path in options.images]
+    logging.disable_progress_bar()
+    model = VitHfForImageClassification.from_pretrained(options.model)
+    processor = VitHfImageProcessor.from_pretrained(options.model)
+    answers = classify(model, processor, pictures, top_k=options.top_k)
+    for path, answer in zip(options.images, answers, strict=True):
+        if options.json:
+            print(json.dumps({"image": path, "predictions": [{"label": n, "probability": p} for n, p in answer]}))
+        else:
+            print(path)
+            for name, probability in answer:
+                print(f"  {probability:7.2%}  {name}")
+    if options.save_plot:
+        plot_predictions(pictures, answers, options.save_plot, titles=[Path(path).name for path in options.images])
+        print(f"plot: {options.save_plot}", file=sys.stderr)
+    return 0
+
+
+def _summary(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .inspection.summary import compare, render, summarise
+    from .variants import VARIANTS, variant
+
+    console, sizes = Console(), {"image_size": options.image_size, "num_labels": options.num_labels}
+    if len(options.variants) == 1:
+        name = options.variants[0]
+        console.print(render(summarise(variant(name, **sizes)), title=name))
+    else:
+        console.print(compare(options.variants or VARIANTS, **sizes))
+    return 0
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    from .training.recipes import RECIPES, get_recipe
+
+    if options.name:
+        print(get_recipe(options.name).to_yaml(), end="")
+        return 0
+    for name, recipe in RECIPES.items():
+        print(f"{name:<18} {(recipe.__doc__ or '').splitlines()[0]}")
+    print("\n`vit-hf recipes NAME` prints one whole; `vit-hf train NAME` runs it.")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------- helpers
+def _read_overrides(words: list[str]) -> dict[str, str]:
+    """Turn `--field value --other=value` into a mapping."""
+    values: dict[str, str] = {}
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(
+                f"found {word!r} where an option was expected; write --FIELD VALUE, see `vit-hf train --help`"
+            )
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise ValueError(f"--{name} has no value; write --{name} VALUE")
+            value = remaining.pop(0)
+        values[name.replace("-", "_")] = value
+    return values
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """What a user can mend; anything else is a fault of ours and keeps its traceback."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (ValueError, OSError, FloatingPointError, StrictDataclassError)
+
+
+def _clean(error: Exception) -> str:
+    """The message without the wrapping of validators."""
+    cause = error.__cause__
+    text = str(cause) if type(error).__name__.startswith("StrictDataclass") and cause is not None else str(error)
+    return text or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The pictures of a run: which are trained on, validated on and tested on."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from datasets import Dataset, IterableDataset
+
+from .images import read_image
+from .sources import ImageSource, fingerprint, load_source, split_off
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataFields:
+    """Which pictures are learned from, and which are held back."""
+
+    source: str
+    """What `load_source` takes: a folder, Parquet, an archive, a Hub id, or "digits"."""
+    image_column: str | None = None
+    """Column of the pictures, where the feature types do not settle it."""
+    label_column: str | None = None
+    """Column of the labels, likewise."""
+    config_name: str | None = None
+    """Configuration of a Hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub data set."""
+    streaming: bool = False
+    """Read while training instead of preparing first; needs optimization.max_steps."""
+    train_split: str | None = None
+    """Name of the split to train on; None finds it."""
+    test_split: str | None = None
+    """Name of the split for the final score; None finds test, else validation."""
+    validation_fraction: float = 0.0
+    """Share of the training split that is held out, stratified, for the score after each epoch and the choice of the
+    best weights; 0 uses the data's own validation split, or none."""
+    max_train_images: int | None = None
+    """Train on this many pictures only, stratified; for trying things out."""
+    max_test_images: int | None = None
+    """Score this many test pictures only, stratified; for trying things out."""
+
+
+Split: TypeAlias = Dataset | IterableDataset
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The splits of a run; `validation` is None where nothing is held out."""
+
+    source: ImageSource
+    train: Split
+    validation: Split | None
+    test: Split
+    test_name: str
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Names of the image and label columns, as keywords."""
+        return {"image_column": self.source.image_column, "label_column": self.source.label_column}
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class names by index."""
+        return dict(enumerate(self.source.label_names))
+
+    def describe(self) -> dict[str, Any]:
+        """Return sizes and content fingerprints of the splits, for the run's record."""
+        splits = {"train": self.train, "validation": self.validation, self.test_name: self.test}
+        return {
+            "source": self.source.name,
+            "kind": self.source.kind,
+            "revision": self.source.revision,
+            "num_labels": len(self.source.label_names),
+            "splits": {
+                name: {"n": num_rows(split), "sha256": fingerprint(split, **self.columns)}
+                for name, split in splits.items()
+                if split is not None
+            },
+        }
+
+
+def num_rows(split: Split | None) -> int | None:
+    """Number of rows, or None where streaming does not tell."""
+    return len(split) if isinstance(split, Dataset) else None
+
+
+def open_pictures(data: DataFields) -> Pictures:
+    """Load the source and decide what is trained on, validated on and tested on.
+
+    Without a test split the training split is cut 80/20, always the same way. Raises what `load_source` raises.
+    """
+    source = load_source(
+        data.source,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        config_name=data.config_name,
+        revision=data.revision,
+        streaming=data.streaming,
+    )
+    label = source.label_column
+    train = source.split(data.train_split) if data.train_split else source.train
+    test_name = data.test_split or source.find("test")
+    if test_name is None:
+        logger.warning("%s has no test split: 20%% of its training pictures are held out for it", source.name)
+        train, test = split_off(train, label, 0.2, seed=0)
+        test_name = "held out of train"
+    else:
+        test = source.split(test_name)
+    validation: Split | None = None
+    if data.validation_fraction:
+        train, validation = split_off(train, label, data.validation_fraction, seed=1)
+    elif source.find("validation") not in (None, test_name):
+        validation = source.validation
+    train = _shorten(train, label, data.max_train_images)
+    test = _shorten(test, label, data.max_test_images)
+    return Pictures(source=source, train=train, validation=validation, test=test, test_name=test_name)
+
+
+def _shorten(split: Split, label_column: str, limit: int | None) -> Split:
+    """Keep about `limit` rows, stratified, always the same ones."""
+    if limit is None:
+        return split
+    if isinstance(split, IterableDataset):
+        return split.take(limit)
+    return split if limit >= len(split) else split_off(split, label_column, limit / len(split), seed=2)[1]
+
+
+def save_examples(pictures: Pictures, folder: Path, count: int = 4) -> list[Path]:
+    """Save the first test pictures as PNG, named by row and class, so that there is something to try a model on."""
+    assert isinstance(pictures.test, Dataset)
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for row in range(count):
+        sample = pictures.test[row]
+        name = pictures.id2label[sample[pictures.source.label_column]]
+        paths.append(folder / f"{pictures.test_name}_{row}_is_{name}.png")
+        read_image(sample[pictures.source.image_column], where=f"row {row}").save(paths[-1])
+    return paths

@@ -1,0 +1,131 @@
+"""Run a classifier over a split and keep the scores of every sample, each exactly once.
+
+Shapes: N samples of the split, B batch, L classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
+from ..modeling_vit_hf import VitHfForImageClassification
+from .metrics import load_metrics
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model said of a split, in the split's order, on the CPU."""
+
+    logits: torch.Tensor
+    """(N, L), float32."""
+    labels: torch.Tensor
+    """(N,), int64."""
+
+    def measure(self) -> dict[str, float]:
+        """Return top1 and top5 (fractions), loss (mean cross-entropy in nats) and n."""
+        metrics = load_metrics()
+        found = metrics.compute(predictions=self.logits.numpy(), references=self.labels.numpy())
+        loss = F.cross_entropy(self.logits.double(), self.labels).item()
+        return {"top1": float(found["top1"]), "top5": float(found["top5"]), "loss": loss, "n": len(self.labels)}
+
+
+def score(
+    model: nn.Module,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    *,
+    num_samples: int | None,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> Scores:
+    """Score every sample of a split once, over all processes.
+
+    Args:
+        model: a classifier on the accelerator's device; left in the mode it was in.
+        loader: prepared by the accelerator; batches with `pixel_values`, `labels` and `rows`.
+        accelerator: gathers the samples; samples that it repeats to even out the last batch are counted once.
+        num_samples: N, checked; None for a streamed split.
+        on_batch: called with the number of samples after each batch, for progress.
+
+    Raises:
+        RuntimeError: the scored rows are not exactly those of the split.
+        FloatingPointError: a score is NaN or infinite.
+    """
+    training = model.training
+    model.eval()
+    collected: list[tuple[torch.Tensor, ...]] = []
+    with torch.no_grad(), accelerator.autocast():
+        for batch in loader:
+            logits = model(pixel_values=batch["pixel_values"]).logits.float()  # (B, L)
+            gathered = accelerator.gather((batch["rows"], batch["labels"], logits))
+            collected.append(tuple(tensor.cpu() for tensor in gathered))
+            on_batch(len(batch["rows"]) * accelerator.num_processes)
+    model.train(training)
+    rows, labels, logits = (torch.cat(parts) for parts in zip(*collected, strict=True))
+    order = torch.unique(rows, return_inverse=True)  # sorted rows, each once
+    first = torch.full((len(order[0]),), len(rows)).scatter_reduce(0, order[1], torch.arange(len(rows)), "amin")
+    expected = len(first) if num_samples is None else num_samples
+    if not torch.equal(order[0], torch.arange(expected)):
+        raise RuntimeError(f"scored {len(first)} different rows of a split of {expected}; expected each row once")
+    if not torch.isfinite(logits).all():
+        row = rows[~torch.isfinite(logits).all(dim=1)][0].item()
+        raise FloatingPointError(
+            f"the scores of row {row} are not finite; the weights are damaged, or training diverged"
+        )
+    return Scores(logits=logits[first], labels=labels[first])
+
+
+def align_labels(labels: torch.Tensor, data_names: tuple[str, ...], model_names: tuple[str, ...]) -> torch.Tensor:
+    """Return the data's class indices in the model's numbering, matched by name.
+
+    Args:
+        labels: (N,), int64, indices into `data_names`.
+        data_names: class names of the data set, in its order.
+        model_names: class names of the model, in its order.
+
+    Raises:
+        ValueError: the model does not know a class of the data.
+    """
+    unknown = [name for name in data_names if name not in model_names]
+    if unknown:
+        raise ValueError(
+            f"the data has {len(data_names)} classes, {len(unknown)} of them unknown to the model (first: "
+            f"{unknown[0]!r}; the model knows {len(model_names)}, first {model_names[0]!r}); evaluate on data with the "
+            "model's classes, or fine-tune the model on this data first"
+        )
+    return torch.tensor([model_names.index(name) for name in data_names])[labels]
+
+
+@torch.no_grad()
+def classify(
+    model: VitHfForImageClassification,
+    processor: VitHfImageProcessor,
+    pictures: list[PIL.Image.Image],
+    *,
+    top_k: int = 5,
+    batch_size: int = 32,
+) -> list[list[tuple[str, float]]]:
+    """Return the `top_k` classes of each picture with their probabilities, the likeliest first.
+
+    Args:
+        model: a classifier, in evaluation mode.
+        processor: its image processor.
+        pictures: any mode and size.
+        top_k: classes a picture; all there are when fewer.
+        batch_size: pictures the model takes at once.
+    """
+    answers = []
+    for start in range(0, len(pictures), batch_size):
+        batch = [to_rgb(picture) for picture in pictures[start : start + batch_size]]
+        pixels = processor(batch, return_tensors="pt")["pixel_values"].to(model.device)  # (B, C, H, W)
+        probabilities = model(pixels).logits.float().softmax(dim=-1)  # (B, L)
+        values, indices = probabilities.topk(min(top_k, probabilities.shape[-1]))
+        for row_values, row_indices in zip(values.tolist(), indices.tolist(), strict=True):
+            names = [model.config.id2label[index] for index in row_indices]
+            answers.append(list(zip(names, row_values, strict=True)))
+    return answers

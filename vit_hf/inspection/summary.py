@@ -1,0 +1,341 @@
+"""How large a classifier is and what it costs: parameters, FLOPs and memory, without allocating any of it.
+
+Conventions:
+    FLOPs: forward pass of one image; 1 multiply-add = 2 FLOPs; matrix products and convolutions only, as
+        torch.utils.flop_counter counts them (norms, softmax, GELU and additions count nothing).
+        Counted on the meta device, where scaled dot-product attention falls apart into the two products that it is
+        (for the fused one of a CPU torch 2.11 counts nothing).
+    Activations: bytes that autograd keeps for the backward pass of one image, measured, not derived:
+        `torch.autograd.graph.saved_tensors_hooks` sees each tensor that a forward pass of fake (storage-less) tensors
+        saves, under bfloat16 autocast with fused attention. Norms compute in float32, as autocast has them on a GPU.
+        Each storage counts once; batches of 3 and of 2 are subtracted, so that weights and their bfloat16 copies drop
+        out. Not in it: dropout masks, temporaries, the allocator's rounding.
+    Units: MB and GB are 10^6 and 10^9 bytes.
+
+Shapes: D width, N tokens, L classes; output shapes are those of one image.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Group
+from rich.table import Table
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode  # documented, though no public module holds it
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import initialization as init
+
+from ..configuration_vit_hf import VitHfConfig
+from ..modeling_vit_hf import VitHfForImageClassification
+from ..variants import variant
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parameters of the parts of a classifier; `block` is one of the encoder's blocks, the others add up to `total`."""
+
+    patch_embedding: int  # projection, and the ResNet stem of a hybrid
+    tokens_and_positions: int  # class token, registers, learned positions
+    block: int
+    encoder: int  # all blocks
+    final_norm: int
+    pooling: int  # attention pooling and representation head; 0 for a bare class token or mean
+    classifier: int
+
+    @property
+    def total(self) -> int:
+        """All parameters of the classifier."""
+        parts = (self.patch_embedding, self.tokens_and_positions, self.encoder, self.final_norm, self.pooling)
+        return sum(parts) + self.classifier
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of the layer table, in forward order; where `count` > 1 the figures are those of one of equal layers."""
+
+    name: str
+    output_shape: tuple[int, ...]  # of one image
+    parameters: int
+    flops: int
+    count: int = 1
+    depth: int = 0  # 1: a part of the row of depth 0 above it
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Sizes and costs of one classifier; see the head of this module for what exactly is counted."""
+
+    image_hw: tuple[int, int]  # pixels
+    patch_hw: tuple[int, int]  # pixels
+    grid_hw: tuple[int, int]  # patches
+    tokens: int  # per image in the encoder: patches, registers, class token
+    classes: int
+    parts: Parts
+    flops: int  # per image, as the classifier runs: with pooling "cls" the last block computes the class token alone
+    flops_full_last_block: int  # per image, when all tokens pass the last block (features, attention maps)
+    activation_bytes: int  # per image, kept for the backward pass
+    layers: tuple[Layer, ...]
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, counted once each."""
+        return self.parts.total
+
+    @property
+    def weights_float32_bytes(self) -> int:
+        """Bytes of the weights in float32, 4 a parameter: the size of `model.safetensors` but for its header."""
+        return 4 * self.parameters
+
+    @property
+    def weights_bfloat16_bytes(self) -> int:
+        """Bytes of the weights in bfloat16, 2 a parameter."""
+        return 2 * self.parameters
+
+    @property
+    def training_bytes(self) -> int:
+        """Bytes of training state with AdamW in mixed precision, 16 a parameter.
+
+        Weights, gradients and AdamW's two moments, all float32. While a step runs, autocast adds bfloat16 copies of
+        the weights (2 a parameter), and the batch its activations: `activation_bytes` an image.
+        """
+        return 16 * self.parameters
+
+
+def summarise(config: VitHfConfig) -> Summary:
+    """Summarise the image classifier of a config; takes about a second and no memory, H/14 included.
+
+    Args:
+        config: any classifier's config; it is copied, never changed, and its dropout rates play no part.
+
+    Returns:
+        The parameters, FLOPs and bytes of `VitHfForImageClassification(config)`, whatever attention backend runs it.
+    """
+    config = copy.deepcopy(config)
+    config._attn_implementation = "sdpa"
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = config.drop_path_rate = 0.0
+    with torch.device("meta"):
+        model = _build(config).eval()
+        image = torch.empty(1, config.num_channels, *config.image_hw)
+    shapes, flops = _trace(model, image)
+    total = flops[""]
+    full = total
+    if config.pooling == "cls":
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.classifier(model.vit(image).pooler_output)
+        full = counter.get_total_flops()
+    return Summary(
+        image_hw=config.image_hw,
+        patch_hw=config.patch_hw,
+        grid_hw=config.grid_hw,
+        tokens=shapes["vit.embeddings"][0],
+        classes=model.classifier.out_features,
+        parts=_parts(model),
+        flops=total,
+        flops_full_last_block=full,
+        activation_bytes=_kept_bytes(config, 3) - _kept_bytes(config, 2),
+        layers=_layers(model, shapes, flops),
+    )
+
+
+def _build(config: VitHfConfig) -> VitHfForImageClassification:
+    """Make the classifier with uninitialised weights, so that no random numbers are drawn."""
+    with init.no_init_weights():
+        return VitHfForImageClassification(config)
+
+
+def _count(*modules: nn.Module | None) -> int:
+    """Count the parameters of modules; None counts 0."""
+    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
+
+
+def _parts(model: VitHfForImageClassification) -> Parts:
+    vit = model.vit
+    patch_embedding = _count(vit.embeddings.patch_embeddings)
+    return Parts(
+        patch_embedding=patch_embedding,
+        tokens_and_positions=_count(vit.embeddings) - patch_embedding,
+        block=_count(vit.layers[0]),
+        encoder=_count(vit.layers),
+        final_norm=_count(vit.norm),
+        pooling=_count(vit.pooler),
+        classifier=_count(model.classifier),
+    )
+
+
+def _trace(model: nn.Module, image: torch.Tensor) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Run one image of shape (1, C, H, W); return output shapes (no batch) and FLOPs by module name, "" for all."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note_shape(name: str):
+        def hook(module, args, output):
+            first = output[0] if isinstance(output, tuple) else output
+            if isinstance(first, torch.Tensor):
+                shapes[name] = tuple(first.shape[1:])
+
+        return hook
+
+    handles = [module.register_forward_hook(note_shape(name)) for name, module in model.named_modules() if name]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    for handle in handles:
+        handle.remove()
+    root = type(model).__name__
+    counts = counter.get_flop_counts()
+    flops = {name: sum(counts.get(f"{root}.{name}", {}).values()) for name in shapes}
+    return shapes, {**flops, "": counter.get_total_flops()}
+
+
+def _layers(
+    model: VitHfForImageClassification, shapes: dict[str, tuple[int, ...]], flops: dict[str, int]
+) -> tuple[Layer, ...]:
+    """Make the layer table; the rows of depth 0, times their counts, add up to the whole model."""
+    vit = model.vit
+    patches, stem, stem_name = vit.embeddings.patch_embeddings, "ResNet stem", "vit.embeddings.patch_embeddings.stem"
+    parts = _parts(model)
+    rows = []
+    if patches.stem is not None:
+        rows.append(Layer(stem, shapes[stem_name], _count(patches.stem), flops[stem_name]))
+    name = "vit.embeddings.patch_embeddings"
+    projected = flops[name] - flops.get(stem_name, 0)
+    rows.append(Layer("patch projection", shapes[name], _count(patches.projection), projected))
+    rows.append(Layer("tokens and positions", shapes["vit.embeddings"], parts.tokens_and_positions, 0))
+    last = len(vit.layers)
+    if model.config.pooling == "cls":
+        if last > 1:
+            label = "block 1" if last == 2 else f"blocks 1-{last - 1}, each"
+            rows += _block(vit.layers[0], "vit.layers.0", shapes, flops, label, count=last - 1)
+        name = f"vit.layers.{last - 1}"
+        rows += _block(vit.layers[-1], name, shapes, flops, f"block {last}, class token only", count=1)
+    else:
+        label = "block 1" if last == 1 else f"blocks 1-{last}, each"
+        rows += _block(vit.layers[0], "vit.layers.0", shapes, flops, label, count=last)
+    rows.append(Layer("final norm", shapes["vit.norm"], parts.final_norm, 0))
+    pooling = {"cls": "class token", "gap": "mean of the patches", "map": "attention pooling"}[model.config.pooling]
+    if model.config.representation_size is not None:
+        pooling += ", linear, tanh"
+    rows.append(Layer(pooling, shapes["vit.pooler"], parts.pooling, flops["vit.pooler"]))
+    rows.append(Layer("classifier", shapes["classifier"], parts.classifier, flops["classifier"]))
+    return tuple(rows)
+
+
+def _block(
+    block: nn.Module,
+    name: str,
+    shapes: dict[str, tuple[int, ...]],
+    flops: dict[str, int],
+    label: str,
+    *,
+    count: int,
+) -> list[Layer]:
+    """Make the rows of one encoder block: itself and its two branches, each with its norm and LayerScale."""
+    branches = {"attention": ("norm1", "attention", "scale1"), "mlp": ("norm2", "mlp", "scale2")}
+    rows = [Layer(label, shapes[name], _count(block), flops[name], count)]
+    for branch, members in branches.items():
+        inner, parameters = f"{name}.{branch}", _count(*map(block.get_submodule, members))
+        rows.append(Layer(branch, shapes[inner], parameters, flops[inner], count, depth=1))
+    return rows
+
+
+def _kept_bytes(config: VitHfConfig, batch: int) -> int:
+    """Measure the bytes that a forward pass of `batch` images keeps for the backward pass, weights included."""
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage, tensor  # both held, so that no address is used twice
+        return tensor
+
+    with FakeTensorMode(), torch.device("cpu"):
+        model = _build(config).train()
+        for module in model.modules():
+            if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+                module.register_forward_pre_hook(lambda module, args: (args[0].float(),))
+        images = torch.empty(batch, config.num_channels, *config.image_hw)
+        saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with torch.enable_grad(), saving, torch.autocast("cpu", torch.bfloat16):
+            output = model(images)
+        del output
+    return sum(storage.nbytes() for storage, _ in kept.values())
+
+
+def render(summary: Summary, title: str = "") -> Group:
+    """Return what `rich.print` shows of a summary: the figures, then the layer table; at most 80 columns wide.
+
+    Args:
+        summary: what to show.
+        title: the line above, such as "B/16".
+    """
+    return Group(_figures(summary, title), "", _layer_table(summary))
+
+
+def _figures(summary: Summary, title: str) -> Table:
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=None, show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    (height, width), (patch_h, patch_w), (h, w) = summary.image_hw, summary.patch_hw, summary.grid_hw
+    table.add_row("image", f"{height} x {width} px in patches of {patch_h} x {patch_w} px")
+    extra = summary.tokens - h * w
+    table.add_row("tokens", f"{summary.tokens:,} ({h} x {w} patches{f' + {extra}' if extra else ''})")
+    table.add_row("parameters", f"{summary.parameters:,}")
+    table.add_row("forward", f"{summary.flops / 1e9:,.2f} GFLOPs an image (a multiply-add is 2)")
+    if summary.flops_full_last_block != summary.flops:
+        table.add_row("", f"{summary.flops_full_last_block / 1e9:,.2f} GFLOPs with all tokens in the last block")
+    weights = f"{_size(summary.weights_float32_bytes)} in float32, {_size(summary.weights_bfloat16_bytes)} in bfloat16"
+    table.add_row("weights", weights)
+    table.add_row("training", f"{_size(summary.training_bytes)} for weights, gradients, AdamW's moments")
+    table.add_row("", f"{_size(summary.activation_bytes)} an image for activations (bfloat16 autocast)")
+    return table
+
+
+def _layer_table(summary: Summary) -> Table:
+    table = Table(box=None, header_style="bold", show_footer=True, footer_style="bold")
+    table.add_column("layer", "total", no_wrap=True)
+    table.add_column("output", justify="right", no_wrap=True)
+    table.add_column("parameters", f"{summary.parameters:,}", justify="right", no_wrap=True)
+    table.add_column("GFLOPs", f"{summary.flops / 1e9:,.3f}", justify="right", no_wrap=True)
+    for layer in summary.layers:
+        table.add_row(
+            "  " * layer.depth + layer.name,
+            " x ".join(f"{size:,}" for size in layer.output_shape),
+            f"{layer.parameters:,}" if layer.parameters else "",
+            f"{layer.flops / 1e9:,.3f}" if layer.flops else "",
+            style="dim" if layer.depth else None,
+        )
+    return table
+
+
+def compare(names: Sequence[str], **overrides) -> Table:
+    """Return a table of several variants, one a row.
+
+    Args:
+        names: as `variant` takes them, such as "B/16".
+        overrides: config fields for all of them, such as `image_size=384`.
+
+    Raises:
+        ValueError: an unknown name or field, as `variant` has it.
+    """
+    table = Table(box=None, header_style="bold")
+    table.add_column("model", no_wrap=True)
+    for head in ("parameters, M", "GFLOPs", "tokens", "weights, MB", "training, MB"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for name in names:
+        summary = summarise(variant(name, **overrides))
+        table.add_row(
+            name,
+            f"{summary.parameters / 1e6:,.1f}",
+            f"{summary.flops / 1e9:,.2f}",
+            f"{summary.tokens:,}",
+            f"{summary.weights_float32_bytes / 1e6:,.0f}",
+            f"{summary.training_bytes / 1e6:,.0f}",
+        )
+    return table
+
+
+def _size(count: int) -> str:
+    """Write bytes in MB, or in GB from 10 GB on."""
+    return f"{count / 1e9:,.1f} GB" if count >= 10e9 else f"{count / 1e6:,.1f} MB"
+
+
+__all__ = ["Layer", "Parts", "Summary", "compare", "render", "summarise"]

@@ -1,0 +1,151 @@
+"""Model cards rendered from the records of runs: every number comes from `results.json` or `recipe.yaml`."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+_DATASETS = {"digits": "UCI handwritten digits (bundled with scikit-learn)"}
+
+
+def render_card(runs: Sequence[str | Path]) -> str:
+    """Render the README.md of a model repo, or of several runs of one recipe.
+
+    Args:
+        runs: finished run folders of the same recipe; several give mean and spread over their seeds.
+
+    Returns:
+        Markdown with the Hub's metadata block.
+
+    Raises:
+        FileNotFoundError: a folder without results.json or recipe.yaml.
+        ValueError: the runs are of different recipes (other than in the seed) or of different data.
+    """
+    folders = [Path(run) for run in runs]
+    for folder in folders:
+        for name in ("results.json", "recipe.yaml"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} has no {name}; expected the folder of a finished run")
+    results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
+    recipes = [yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) for folder in folders]
+    for folder, recipe, result in zip(folders, recipes, results, strict=True):
+        if {**recipe, "seed": 0} != {**recipes[0], "seed": 0} or result["data"] != results[0]["data"]:
+            raise ValueError(f"{folder} is not a run of the same recipe and data as {folders[0]}; render them apart")
+    first, recipe = results[0], recipes[0]
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["vit_hf", "vision-transformer", "image-classification"],
+        model_name=f"vit-hf {first['recipe']}",
+        eval_results=[_eval_result(first, statistics.fmean(result["top1"] for result in results))],
+    )
+    text = f"---\n{data.to_yaml()}\n---\n\n{_body(results, recipe)}"
+    return str(ModelCard(text))
+
+
+def _eval_result(result: dict[str, Any], top1: float) -> EvalResult:
+    source = result["data"]["source"]
+    return EvalResult(
+        task_type="image-classification",
+        dataset_type=source.replace("/", "--") if source != "digits" else "sklearn-digits",
+        dataset_name=_DATASETS.get(source, source),
+        dataset_split=result["split"],
+        metric_type="accuracy",
+        metric_name="top-1",
+        metric_value=round(top1, 4),
+    )
+
+
+def _body(results: list[dict[str, Any]], recipe: dict[str, Any]) -> str:
+    first = results[0]
+    source = first["data"]["source"]
+    sizes = ", ".join(f"{name} {split['n']:,}" for name, split in first["data"]["splits"].items() if split["n"])
+    limited = recipe["data"]["max_train_images"] or recipe["data"]["max_test_images"]
+    shortened = (
+        "\n> A shortened run, for showing that the recipe learns: it saw only part of the data. Its accuracy says "
+        "nothing about the full recipe.\n"
+        if limited
+        else ""
+    )
+    config = {key: value for key, value in recipe["model"].items() if value is not None}
+    return f"""# {first["recipe"]}: a Vision Transformer trained with vit-hf
+{shortened}
+An image classifier with {first["data"]["num_labels"]} classes and {first["parameters"]:,} parameters
+({", ".join(f"{key} {value}" for key, value in config.items())}), trained on
+{_DATASETS.get(source, source)}.
+
+## Results
+
+{_table(results)}
+
+Scored on the split "{first["split"]}", every picture once; the weights kept are the {first["kept"]}
+{"on pictures held out of the training split" if first["kept"] == "best" else "of the run"}. The test split was scored
+once, after training.
+
+## Use
+
+```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="FOLDER_OR_HUB_ID", trust_remote_code=True)
+print(classify("picture.png"))
+```
+
+With `import vit_hf` before it, `trust_remote_code` is not needed. The image processor beside the weights is the one
+that the scores above were measured with.
+
+## Intended use and limits
+
+For pictures like those it was trained on, and for study. It gives one of its {first["data"]["num_labels"]} classes
+for any picture, also for one that shows none of them. It has not been tested on other data, nor for bias.
+
+## Data
+
+{_DATASETS.get(source, source)}: {sizes} pictures. SHA-256 of the content by split:
+{chr(10).join(f"`{name}` `{split['sha256']}`" for name, split in first["data"]["splits"].items())}
+
+## Training
+
+`{first["command"]}`
+
+{first["steps"]:,} steps{f" ({first['epochs']} epochs)" if first["epochs"] else ""}, {first["device"]}, \
+{first["processes"]} process{"es" if first["processes"] > 1 else ""}, precision {recipe["mixed_precision"]}. \
+Versions: {", ".join(f"{name} {number}" for name, number in first["versions"].items())}.
+
+<details><summary>Recipe</summary>
+
+```yaml
+{yaml.safe_dump(recipe, sort_keys=False).strip()}
+```
+
+</details>
+
+## Reference
+
+Dosovitskiy et al., An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale, ICLR 2021,
+[arXiv 2010.11929](https://arxiv.org/abs/2010.11929).
+"""
+
+
+def _table(results: list[dict[str, Any]]) -> str:
+    rows = ["| seed | top-1 | top-5 | cross-entropy | n | training time |", "|---|---|---|---|---|---|"]
+    rows += [
+        f"| {result['seed']} | {result['top1']:.2%} | {result['top5']:.2%} | {result['loss']:.4f} | {result['n']:,} "
+        f"| {result['seconds']:.0f} s |"
+        for result in results
+    ]
+    if len(results) > 1:
+        top1 = [result["top1"] for result in results]
+        top5 = statistics.fmean(result["top5"] for result in results)
+        loss = statistics.fmean(result["loss"] for result in results)
+        seconds = statistics.fmean(result["seconds"] for result in results)
+        rows.append(
+            f"| mean | {statistics.fmean(top1):.2%} ± {statistics.stdev(top1):.2%} | {top5:.2%} | {loss:.4f} | "
+            f"{results[0]['n']:,} | {seconds:.0f} s |"
+        )
+    return "\n".join(rows)

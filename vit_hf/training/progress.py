@@ -1,0 +1,78 @@
+"""What a person sees of a run: a progress bar while it trains, and a table row for every evaluation."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers.utils import logging
+
+_COLUMNS = (  # heading, width, key, format
+    ("epoch", 7, "epoch", "{:.1f}"),
+    ("step", 8, "step", "{:,}"),
+    ("train loss", 10, "train_loss", "{:.4f}"),
+    ("val. loss", 10, "validation_loss", "{:.4f}"),
+    ("top-1 %", 8, "top1", "{:.2%}"),
+    ("top-5 %", 8, "top5", "{:.2%}"),
+    ("lr", 9, "learning_rate", "{:.2e}"),
+    ("images/s", 9, "images_per_second", "{:,.0f}"),
+)
+
+
+class RunDisplay:
+    """Prints to a console; silent on all but the main process."""
+
+    def __init__(self, total_steps: int, *, enabled: bool):
+        self.console = Console(quiet=not enabled, highlight=False)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not (enabled and self.console.is_terminal),
+        )
+        self.task = self.progress.add_task("training", total=total_steps, numbers="")
+        self.has_header = False
+
+    def __enter__(self) -> "RunDisplay":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def step(self, *, loss: float, learning_rate: float, images_per_second: float) -> None:
+        """Advance the bar by one optimiser step."""
+        numbers = f"loss {loss:.3f}  lr {learning_rate:.1e}  {images_per_second:,.0f} images/s"
+        self.progress.update(self.task, advance=1, numbers=numbers)
+
+    def row(self, values: dict[str, Any], note: str = "") -> None:
+        """Print one evaluation; a heading before the first."""
+        if not self.has_header:
+            self.console.print("".join(f"{name:>{width}}" for name, width, _, _ in _COLUMNS), style="bold")
+            self.has_header = True
+        cells = [
+            f"{'-' if values.get(key) is None else form.format(values[key]).rstrip('%'):>{width}}"
+            for _, width, key, form in _COLUMNS
+        ]
+        self.console.print("".join(cells) + (f"  {note}" if note else ""))
+
+    def print(self, text: str = "") -> None:
+        """Print a line."""
+        self.console.print(text, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the bars of transformers' saving and loading out of the display; the user's setting comes back after."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

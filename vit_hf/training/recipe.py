@@ -1,0 +1,304 @@
+"""What a training run is made of: a frozen dataclass, its checks, and its form as YAML and as command-line words.
+
+A recipe is complete: with the seed and the data it fixes the run. Nested fields are written with a dot
+("augmentation.flip"); under `model` any field of `VitHfConfig` may stand beside the variant's name.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from huggingface_hub.dataclasses import type_validator
+
+from ..configuration_vit_hf import VitHfConfig
+from ..data.pictures import DataFields
+from ..data.transforms import Augmentation
+from ..variants import variant
+
+_CONFIG_TYPES = {f.name: f.type for f in dataclasses.fields(VitHfConfig) if f.name in VitHfConfig.__annotations__}
+
+
+@dataclass(frozen=True)
+class ModelFields:
+    """Which network is trained, and from where it starts."""
+
+    variant: str = "B/16"
+    """Name in the table of `vit_hf.variants`."""
+    init_from: str | None = None
+    """Model folder or Hub id to start from, with a new classifier; None trains from scratch."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of `VitHfConfig` that differ from the variant or the loaded model: image_size, drop_path_rate, ..."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the weights move."""
+
+    epochs: float = 100.0
+    """Passes over the training pictures."""
+    max_steps: int | None = None
+    """Optimiser steps; wins over epochs."""
+    batch_size: int = 128
+    """Pictures a step, over all processes and accumulated batches."""
+    max_device_batch_size: int | None = None
+    """Most pictures a process takes at once; beyond it gradients are accumulated. None: never accumulate."""
+    optimizer: str = "adamw"
+    """"adamw" or "sgd"."""
+    learning_rate: float = 1e-3
+    """Peak, reached after the warm-up."""
+    min_learning_rate: float = 0.0
+    """End of the cosine."""
+    schedule: str = "cosine"
+    """"cosine" or "constant", both after a linear warm-up from 0."""
+    warmup_epochs: float = 0.0
+    """Length of the warm-up, in epochs."""
+    warmup_steps: int | None = None
+    """Length of the warm-up, in steps; wins over epochs."""
+    momentum: float = 0.9
+    """Of SGD."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
+    weight_decay: float = 0.0
+    """Times the learning rate (torch's AdamW); not on biases, norms, tokens and positions."""
+    clip_norm: float | None = 1.0
+    """Largest global norm of the gradient; None for no clipping."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over the classes."""
+    ema_decay: float | None = None
+    """Decay a step of the averaged weights that are scored and saved; None for none."""
+
+
+_SECTIONS = {"model": ModelFields, "data": DataFields, "augmentation": Augmentation, "optimization": Optimization}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run, complete but for where its results go."""
+
+    name: str
+    """Short name, also of the default output folder."""
+    data: DataFields
+    model: ModelFields = field(default_factory=ModelFields)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    optimization: Optimization = field(default_factory=Optimization)
+    seed: int = 0
+    """Of weights, order, augmentation, mixing, dropout and drop path."""
+    mixed_precision: str = "no"
+    """"no" (float32), "fp16" or "bf16"."""
+    evaluate_every: float = 1.0
+    """Epochs between two scores on the validation split."""
+    keep: str = "best"
+    """Which weights are tested and saved: "best" on the validation split, or "last"."""
+    evaluation_batch_size: int = 256
+    """Pictures a process scores at once."""
+    workers: int = 0
+    """Processes that load and augment, beside each training process."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Accelerate's names of experiment trackers: tensorboard, wandb, mlflow, trackio, ..."""
+
+    def __post_init__(self):
+        for section in ("data", "model", "augmentation", "optimization"):
+            _check_types(getattr(self, section), section + ".")
+        _check_types(self, "")
+        unknown = sorted(set(self.model.config) - set(_CONFIG_TYPES))
+        if unknown:
+            raise ValueError(_unknown_field(f"model.{unknown[0]}", field_names()))
+        if self.model.init_from is None:
+            variant(self.model.variant, **self.model.config)  # raises where the network is impossible
+        optimization, data = self.optimization, self.data
+        for name, value, known in (
+            ("optimization.optimizer", optimization.optimizer, ("adamw", "sgd")),
+            ("optimization.schedule", optimization.schedule, ("cosine", "constant")),
+            ("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16")),
+            ("keep", self.keep, ("best", "last")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+        for name, number in (
+            ("optimization.epochs", optimization.epochs),
+            ("optimization.batch_size", optimization.batch_size),
+            ("optimization.learning_rate", optimization.learning_rate),
+            ("evaluate_every", self.evaluate_every),
+            ("evaluation_batch_size", self.evaluation_batch_size),
+            ("optimization.max_steps", optimization.max_steps),
+            ("optimization.max_device_batch_size", optimization.max_device_batch_size),
+            ("optimization.clip_norm", optimization.clip_norm),
+            ("data.max_train_images", data.max_train_images),
+            ("data.max_test_images", data.max_test_images),
+        ):
+            if number is not None and not number > 0:
+                raise ValueError(f"{name} is {number}; expected more than 0")
+        for name, number in (
+            ("data.validation_fraction", data.validation_fraction),
+            ("optimization.label_smoothing", optimization.label_smoothing),
+            ("optimization.ema_decay", optimization.ema_decay),
+        ):
+            if number is not None and not 0 <= number < 1:
+                raise ValueError(f"{name} is {number}; expected 0 <= value < 1")
+        for name, number in (
+            ("optimization.weight_decay", optimization.weight_decay),
+            ("optimization.warmup_epochs", optimization.warmup_epochs),
+            ("optimization.warmup_steps", optimization.warmup_steps),
+            ("optimization.min_learning_rate", optimization.min_learning_rate),
+            ("workers", self.workers),
+        ):
+            if number is not None and number < 0:
+                raise ValueError(f"{name} is {number}; expected 0 or more")
+
+    def override(self, values: Mapping[str, Any]) -> "Recipe":
+        """Return a copy in which the named fields have other values.
+
+        Args:
+            values: dotted names ("seed", "data.source", "model.image_size") to values; command-line words (str) are
+                read as the field's type.
+
+        Raises:
+            ValueError: an unknown field (with the nearest names), a value of the wrong type or out of range.
+        """
+        tree = self.to_dict()
+        for name, value in values.items():
+            section, _, leaf = name.rpartition(".")
+            if name not in field_names():
+                raise ValueError(_unknown_field(name, field_names()))
+            target = tree[section] if section else tree
+            target[leaf] = _parse(value, _annotation(name), name)
+        return Recipe.from_dict(tree)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values, `model.config` merged into `model`: what YAML and JSON hold."""
+        tree = dataclasses.asdict(self)
+        tree["model"].update(tree["model"].pop("config"))
+        return _plain(tree)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "Recipe":
+        """Build a recipe from nested plain values; ValueError on unknown, missing or ill-typed fields."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(tree, Mapping) or "name" not in tree or "data" not in tree:
+            raise ValueError(
+                "a recipe needs at least name and data.source; see `vit-hf recipes digits` for a whole one"
+            )
+        values: dict[str, Any] = {}
+        for name, value in tree.items():
+            if name not in known:
+                raise ValueError(_unknown_field(name, field_names()))
+            if name in _SECTIONS:
+                value = _section(name, value)
+            values[name] = _parse(value, get_type_hints(cls)[name], name)
+        return cls(**values)
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "Recipe":
+        """Read a recipe from a YAML file; ValueError naming the file and the fault."""
+        try:
+            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def field_names() -> list[str]:
+    """Return the dotted name of every field that can be overridden."""
+    names = []
+    for entry in dataclasses.fields(Recipe):
+        if entry.name in _SECTIONS:
+            inner = [f.name for f in dataclasses.fields(_SECTIONS[entry.name])]
+            if entry.name == "model":
+                inner = [*(name for name in inner if name != "config"), *sorted(_CONFIG_TYPES)]
+            names += [f"{entry.name}.{name}" for name in inner]
+        else:
+            names.append(entry.name)
+    return names
+
+
+def _annotation(name: str) -> Any:
+    section, _, leaf = name.rpartition(".")
+    if not section:
+        return get_type_hints(Recipe)[leaf]
+    hints = get_type_hints(_SECTIONS[section])
+    return hints[leaf] if leaf in hints else _CONFIG_TYPES[leaf]
+
+
+def _section(name: str, value: Any) -> Any:
+    """Build one section from its mapping, unknown keys refused; under `model` config fields are set apart."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {value!r}; expected a mapping of its fields")
+    kind, value = _SECTIONS[name], dict(value)
+    hints = get_type_hints(kind)
+    if name == "model":
+        value["config"] = {key: value.pop(key) for key in list(value) if key in _CONFIG_TYPES}
+    for key in value:
+        if key not in hints:
+            raise ValueError(_unknown_field(f"{name}.{key}", field_names()))
+    if name == "data" and "source" not in value:
+        raise ValueError("data.source is missing; expected a folder, a Parquet file, an archive, a Hub id or digits")
+    return kind(**{key: _parse(inner, hints[key], f"{name}.{key}") for key, inner in value.items()})
+
+
+def _parse(value: Any, annotation: Any, name: str) -> Any:
+    """Read a command-line word as the field's type; bring lists to tuples and whole numbers to floats where asked."""
+    is_tuple = get_origin(annotation) is tuple
+    kinds = (annotation,) if is_tuple else get_args(annotation) or (annotation,)
+    if isinstance(value, str) and str not in kinds:
+        value = _read_word(value, kinds, name, annotation)
+    elif isinstance(value, str) and value.lower() in ("none", "null") and type(None) in kinds:
+        value = None
+    if isinstance(value, list) and any(get_origin(kind) is tuple for kind in kinds):
+        value = tuple(value)
+    if float in kinds and int not in kinds and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if is_tuple and isinstance(value, tuple) and float in get_args(annotation):
+        value = tuple(float(item) if isinstance(item, int) else item for item in value)
+    return value
+
+
+def _read_word(word: str, kinds: tuple, name: str, annotation: Any) -> Any:
+    """Read numbers (1e-3 too), true/false, none, and lists with or without brackets."""
+    if word.lower() in ("none", "null", "") and (type(None) in kinds or annotation == tuple[str, ...]):
+        return None if type(None) in kinds else ()
+    try:
+        if float in kinds:
+            return float(word)
+        listed = any(get_origin(kind) in (list, tuple) for kind in kinds) and ("," in word or int not in kinds)
+        return yaml.safe_load(f"[{word.strip('[]()')}]" if listed else word)
+    except (ValueError, yaml.YAMLError):
+        raise ValueError(f"{name} is {word!r}; expected {_type_name(annotation)}") from None
+
+
+def _check_types(section: Any, prefix: str) -> None:
+    hints = get_type_hints(type(section))
+    for entry in dataclasses.fields(section):
+        value, annotation = getattr(section, entry.name), hints[entry.name]
+        try:
+            type_validator(entry.name, value, annotation)
+        except TypeError:
+            raise ValueError(f"{prefix}{entry.name} is {value!r}; expected {_type_name(annotation)}") from None
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def _unknown_field(name: str, known: list[str]) -> str:
+    leaf = name.rpartition(".")[2]
+    near = [other for other in known if other.rpartition(".")[2] == leaf]
+    near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`vit-hf recipes digits` prints all fields"
+    return f"unknown recipe field {name!r}; {hint}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,87 @@
+"""From a recipe to the objects of a run: image processor and model, and the record of where and with what it ran."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..configuration_vit_hf import as_pair
+from ..data.loading import seed_from
+from ..data.pictures import Pictures
+from ..image_processing_vit_hf import VitHfImageProcessor
+from ..modeling_vit_hf import VitHfForImageClassification
+from ..variants import variant
+from .recipe import ModelFields, Recipe
+
+PACKAGES = ("vit-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "safetensors")
+
+
+def build_model(
+    model: ModelFields, id2label: dict[int, str], *, seed: int
+) -> tuple[VitHfForImageClassification, VitHfImageProcessor]:
+    """Make the network, new or from a checkpoint with a new classifier, and the image processor that goes with it."""
+    if model.init_from is not None:
+        network = VitHfForImageClassification.from_pretrained(model.init_from, **model.config)
+        if network.config.id2label != id2label:
+            network.set_labels(id2label)
+    else:
+        torch.manual_seed(seed_from("weights", seed))
+        network = VitHfForImageClassification(variant(model.variant, id2label=id2label, **model.config))
+    height, width = as_pair(network.config.image_size)
+    size = {"height": height, "width": width}
+    if model.init_from is not None:
+        return network, VitHfImageProcessor.from_pretrained(model.init_from, size=size)
+    return network, VitHfImageProcessor(size=size)
+
+
+def describe_run(recipe: Recipe, pictures: Pictures, accelerator: Accelerator) -> dict[str, Any]:
+    """Return what one needs to know to believe or repeat a run: command, versions, device, data, commit."""
+    return {
+        "recipe": recipe.name,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(
+            ["vit-hf" if Path(sys.argv[0]).name == "vit-hf" else Path(sys.argv[0]).name, *sys.argv[1:]]
+        ),
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "distributed_type": accelerator.distributed_type.value,
+        "data": pictures.describe(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the GPU's name, or the processor's with the number of threads that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def _git_commit() -> str | None:
+    """Commit of the package's source, with "+" where files are changed; None outside a git checkout."""
+    folder = Path(__file__).parent
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, env=environment
+            )
+        except (OSError, subprocess.TimeoutExpired):  # no git here
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    tracked = git("ls-files", "--error-unmatch", Path(__file__).name)  # not merely installed inside some checkout
+    commit = git("rev-parse", "HEAD") if tracked else None
+    return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "") if commit else None
