@@ -5,11 +5,13 @@ import re
 from dataclasses import fields
 
 import pytest
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from vit_hf import VitHfConfig, VitHfModel
 from vit_hf.configuration_vit_hf import SIZE_LIMITS, patch_grid
 
+REFUSED = (ValueError, StrictDataclassError)  # from __post_init__ and from the validators
 OURS = [field.name for field in fields(VitHfConfig) if field.name not in {f.name for f in fields(PreTrainedConfig)}]
 
 
@@ -151,7 +153,7 @@ def test_auto_config_finds_the_class_by_model_type(tmp_path, tiny):
 def test_overrides_at_load_are_checked_like_fields(tmp_path, tiny):
     tiny().save_pretrained(tmp_path)
     assert VitHfConfig.from_pretrained(tmp_path, drop_path_rate=0.5).drop_path_rate == 0.5
-    with pytest.raises(ValueError, match=r"drop_path_rate is 5; expected a probability in \[0, 1\)"):
+    with pytest.raises(REFUSED, match=r"drop_path_rate is 5; expected a probability in \[0, 1\)"):
         VitHfConfig.from_pretrained(tmp_path, drop_path_rate=5)
 
 
@@ -227,7 +229,7 @@ def test_attention_maps_may_be_the_default_with_any_backend(tmp_path, tiny):
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_wrong_values_raise_with_what_is_expected(options, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(REFUSED, match=re.escape(message)):
         VitHfConfig(**options)
 
 
@@ -245,36 +247,35 @@ def test_wrong_values_raise_with_what_is_expected(options, message):
         {"drop_path_rate": "0.1"},
         {"pooling": None},
         {"resnet_stem_layers": 3},
-        {"id2label": ["cat", "dog"]},
     ],
     ids=str,
 )
 def test_wrong_types_raise_and_name_the_field(options):
-    with pytest.raises(ValueError, match=f"'{next(iter(options))}'"):
+    with pytest.raises(REFUSED, match=f"'{next(iter(options))}'"):
         VitHfConfig(**options)
 
 
 @pytest.mark.parametrize("name", SIZE_LIMITS)
 def test_a_hostile_size_fails_in_the_config(name):
-    with pytest.raises(ValueError, match=rf"{name} is 1000000000000; expected [01] to [\d,]+$"):
+    with pytest.raises(REFUSED, match=rf"{name} is 1000000000000; expected [01] to [\d,]+$"):
         VitHfConfig(**{name: 10**12})
 
 
 def test_a_hostile_stem_fails_in_the_config():
     for layers in ([10**9], [1] * 40):
-        with pytest.raises(ValueError, match="resnet_stem_layers is .*; expected 0 to 8 stages"):
+        with pytest.raises(REFUSED, match=r"resnet_stem_layers is .*; expected 0 to 8 stages"):
             VitHfConfig(resnet_stem_layers=layers)
 
 
 def test_the_largest_published_vit_is_within_the_limits():
-    # ViT-22B (arXiv 2302.05442), Table 1; the paper's 6,144 wide model has 48 heads
-    VitHfConfig(hidden_size=6144, num_hidden_layers=48, intermediate_size=24576, num_attention_heads=48, patch_size=14)
+    # ViT-22B (arXiv 2302.05442), Table 1
+    VitHfConfig(hidden_size=6144, num_hidden_layers=48, intermediate_size=24576, num_attention_heads=48)
 
 
 def test_a_config_changed_after_it_was_made_is_checked_when_the_model_is_built(tiny):
     config = tiny()
     config.hidden_size = 30
-    with pytest.raises(ValueError, match="hidden_size 30 is not divisible by num_attention_heads 4"):
+    with pytest.raises(REFUSED, match="hidden_size 30 is not divisible by num_attention_heads 4"):
         VitHfModel(config)
 
 
@@ -325,7 +326,7 @@ def test_two_classes_may_share_a_name():
     ids=str,
 )
 def test_label_names_that_do_not_fit_raise(options, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(REFUSED, match=re.escape(message)):
         VitHfConfig(**options)
 
 

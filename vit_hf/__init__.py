@@ -1,5 +1,8 @@
 """A Vision Transformer from scratch for the Hugging Face ecosystem; importing it registers the Auto classes."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -13,6 +16,11 @@ from .image_processing_vit_hf import VitHfImageProcessor, VitHfImageProcessorPil
 from .modeling_vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, VitHfModel
 from .variants import variant
 
+if TYPE_CHECKING:
+    from .training.loop import train
+    from .training.recipe import Recipe
+    from .training.recipes import get_recipe
+
 AutoConfig.register("vit_hf", VitHfConfig, exist_ok=True)
 AutoModel.register(VitHfConfig, VitHfModel, exist_ok=True)
 AutoModelForImageClassification.register(VitHfConfig, VitHfForImageClassification, exist_ok=True)
@@ -25,11 +33,22 @@ AutoImageProcessor.register(
 
 __version__ = "0.1.0"
 __all__ = [
+    "Recipe",
     "VitHfConfig",
     "VitHfForImageClassification",
     "VitHfForMaskedImageModeling",
     "VitHfImageProcessor",
     "VitHfImageProcessorPil",
     "VitHfModel",
+    "get_recipe",
+    "train",
     "variant",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the training side, which needs Accelerate and datasets, only when it is asked for."""
+    modules = {"train": "loop", "Recipe": "recipe", "get_recipe": "recipes"}
+    if name not in modules:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".training.{modules[name]}", __name__), name)

@@ -123,6 +123,8 @@ class VitHfConfig(PreTrainedConfig):
         for name in ("image_size", "patch_size", "resnet_stem_layers"):
             if isinstance(value := getattr(self, name), tuple):
                 setattr(self, name, list(value))  # as JSON gives it back
+        if self.id2label is not None and not isinstance(self.id2label, dict):
+            raise ValueError(f"'id2label' is a {type(self.id2label).__name__}; expected {{0: first name, 1: ...}}")
         if kwargs.get("num_labels") is None:
             kwargs.pop("num_labels", None)
         else:

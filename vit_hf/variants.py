@@ -17,12 +17,18 @@ SIZES = {
     "L": (24, 1024, 4096, 16),
     "H": (32, 1280, 5120, 16),
 }
-# name: residual blocks per stage of the ResNetV2 stem
-STEMS = {"R": (), "R26": (2, 2, 2, 2), "R50": (3, 4, 9)}
+# name: residual blocks per stage of the ResNetV2 stem, patch of stem and projection together in pixels
+HYBRIDS = {
+    "R+Ti/16": ((), 32),  # 8x8 patches on the root block's 1/4 grid: 32 pixels, whatever the official name says
+    "R26+S/32": ((2, 2, 2, 2), 32),
+    "R26+B/32": ((2, 2, 2, 2), 32),
+    "R50+B/16": ((3, 4, 9), 16),
+    "R50+L/32": ((3, 4, 6, 3), 32),
+}
 
 VARIANTS = (
     *("Ti/16", "S/32", "S/16", "S/8", "B/32", "B/16", "B/8", "L/32", "L/16", "L/14", "H/16", "H/14"),
-    *("R+Ti/16", "R26+S/32", "R50+B/16", "R50+L/32"),
+    *HYBRIDS,
 )
 
 
@@ -30,7 +36,7 @@ def variant(name: str, **overrides) -> VitHfConfig:
     """Return the config of a named variant at 224 px with 1,000 classes, changed by `overrides`.
 
     Args:
-        name: "SIZE/PATCH" or "STEM+SIZE/PATCH", one of `VARIANTS`, or any other patch size in pixels ("S/4").
+        name: one of `VARIANTS`, or a plain one with another patch size in pixels ("S/4").
         overrides: fields of `VitHfConfig`, and `num_labels`, `id2label` or `label2id`.
 
     Raises:
@@ -42,7 +48,7 @@ def variant(name: str, **overrides) -> VitHfConfig:
     """
     stem, _, plain = name.rpartition("+")
     size, _, patch = plain.partition("/")
-    if size not in SIZES or not patch.isdecimal() or (stem and stem not in STEMS):
+    if size not in SIZES or not patch.isdecimal() or (stem and name not in HYBRIDS):
         near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.3)
         raise ValueError(
             f"unknown variant {name!r}; expected one of {', '.join(VARIANTS)}"
@@ -56,13 +62,14 @@ def variant(name: str, **overrides) -> VitHfConfig:
             + (f"; did you mean {' or '.join(near)}?" if near else "; see help(vit_hf.VitHfConfig)")
         )
     layers, hidden, mlp, heads = SIZES[size]
+    stem_layers, patch_size = HYBRIDS.get(name, (None, int(patch)))
     chosen = {
-        "patch_size": int(patch),
+        "patch_size": patch_size,
         "num_hidden_layers": layers,
         "hidden_size": hidden,
         "intermediate_size": mlp,
         "num_attention_heads": heads,
-        "resnet_stem_layers": list(STEMS[stem]) if stem else None,
+        "resnet_stem_layers": stem_layers,
     }
     if "id2label" not in overrides:
         chosen["num_labels"] = 1000

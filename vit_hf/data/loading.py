@@ -92,6 +92,16 @@ class TrainRows(TorchDataset):
         return _augmented(sample, self.transform, image, (self.seed, epoch, row), f"row {row} of the training split")
 
 
+def _checked_label(label: Any, split: IterableDataset, column: str, where: str) -> int:
+    """Return the label of a streamed sample, which no one has looked at before, if it is a class of the split."""
+    feature = (split.features or {}).get(column)
+    count = getattr(feature, "num_classes", None)
+    if not isinstance(label, int) or label < 0 or (count is not None and label >= count):
+        expected = "a class number" if count is None else f"0 to {count - 1}"
+        raise ValueError(f"{where} has label {label!r} in column {column!r}; expected {expected}; correct or remove it")
+    return label
+
+
 class TrainStream(TorchIterableDataset):
     """A streamed split, epoch after epoch, shuffled within a buffer; items as in `TrainRows`, rows counted."""
 
@@ -106,8 +116,9 @@ class TrainStream(TorchIterableDataset):
             self.split.set_epoch(epoch)
             row = -1
             for row, sample in enumerate(self.split):
-                known = {"labels": sample[self.label_column], "rows": row}
                 where = f"sample {row} of epoch {epoch} of the training stream"
+                label = _checked_label(sample[self.label_column], self.split, self.label_column, where)
+                known = {"labels": label, "rows": row}
                 image = sample[self.image_column]
                 yield _augmented(known, self.transform, image, (self.seed, epoch, row), where)
             if row < 0:
@@ -140,8 +151,10 @@ class EvaluationStream(TorchIterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for row, sample in enumerate(self.split):
-            picture = read_image(sample[self.image_column], where=f"sample {row} of split {self.name}")
-            yield {"image": to_rgb(picture), "labels": sample[self.label_column], "rows": row}
+            where = f"sample {row} of split {self.name}"
+            label = _checked_label(sample[self.label_column], self.split, self.label_column, where)
+            picture = read_image(sample[self.image_column], where=where)
+            yield {"image": to_rgb(picture), "labels": label, "rows": row}
 
 
 class EvaluationCollator:

@@ -1,13 +1,16 @@
 """The pictures of a run: which are trained on, validated on and tested on."""
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset
 
+from ..image_processing_vit_hf import to_rgb
 from .images import read_image
+from .loading import seed_from
 from .sources import ImageSource, fingerprint, load_source, split_off
 
 logger = logging.getLogger(__name__)
@@ -37,9 +40,9 @@ class DataFields:
     """Share of the training split that is held out, stratified, for the score after each epoch and the choice of the
     best weights; 0 uses the data's own validation split, or none."""
     max_train_images: int | None = None
-    """Train on this many pictures only, stratified; for trying things out."""
+    """Train on this many pictures only, each class by its share; for trying things out."""
     max_test_images: int | None = None
-    """Score this many test pictures only, stratified; for trying things out."""
+    """Score this many test pictures only, each class by its share; for trying things out."""
 
 
 Split: TypeAlias = Dataset | IterableDataset
@@ -89,7 +92,8 @@ def num_rows(split: Split | None) -> int | None:
 def open_pictures(data: DataFields) -> Pictures:
     """Load the source and decide what is trained on, validated on and tested on.
 
-    Without a test split the training split is cut 80/20, always the same way. Raises what `load_source` raises.
+    Without a test split the training split is cut 80/20, always the same way. Raises what `load_source` raises, and
+    ValueError when the test split is the one that is trained on.
     """
     source = load_source(
         data.source,
@@ -100,7 +104,7 @@ def open_pictures(data: DataFields) -> Pictures:
         streaming=data.streaming,
     )
     label = source.label_column
-    train = source.split(data.train_split) if data.train_split else source.train
+    train = whole = source.split(data.train_split) if data.train_split else source.train
     test_name = data.test_split or source.find("test")
     if test_name is None:
         logger.warning("%s has no test split: 20%% of its training pictures are held out for it", source.name)
@@ -108,10 +112,15 @@ def open_pictures(data: DataFields) -> Pictures:
         test_name = "held out of train"
     else:
         test = source.split(test_name)
+        if test is whole:
+            raise ValueError(
+                f"{source.name}: split {test_name!r} is both trained and tested on; expected two splits: name others "
+                "with data.train_split and data.test_split"
+            )
     validation: Split | None = None
     if data.validation_fraction:
         train, validation = split_off(train, label, data.validation_fraction, seed=1)
-    elif source.find("validation") not in (None, test_name):
+    elif source.find("validation") is not None and source.validation is not test and source.validation is not whole:
         validation = source.validation
     train = _shorten(train, label, data.max_train_images)
     test = _shorten(test, label, data.max_test_images)
@@ -119,12 +128,20 @@ def open_pictures(data: DataFields) -> Pictures:
 
 
 def _shorten(split: Split, label_column: str, limit: int | None) -> Split:
-    """Keep about `limit` rows, stratified, always the same ones."""
+    """Keep `limit` rows, each class by its share, always the same ones; of a streamed split the first ones."""
     if limit is None:
         return split
     if isinstance(split, IterableDataset):
         return split.take(limit)
-    return split if limit >= len(split) else split_off(split, label_column, limit / len(split), seed=2)[1]
+    by_class: dict[int, list[int]] = {}
+    for row, label in enumerate(split[label_column]):
+        by_class.setdefault(label, []).append(row)
+    shares = [
+        ((place + 0.5) / len(rows), row)
+        for rows in by_class.values()
+        for place, row in enumerate(sorted(rows, key=lambda row: seed_from("shorten", row)))
+    ]
+    return split.select(sorted(row for _, row in sorted(shares)[:limit]))
 
 
 def save_examples(pictures: Pictures, folder: Path, count: int = 4) -> list[Path]:
@@ -132,9 +149,9 @@ def save_examples(pictures: Pictures, folder: Path, count: int = 4) -> list[Path
     assert isinstance(pictures.test, Dataset)
     folder.mkdir(exist_ok=True)
     paths = []
-    for row in range(count):
+    for row in range(min(count, len(pictures.test))):
         sample = pictures.test[row]
-        name = pictures.id2label[sample[pictures.source.label_column]]
+        name = re.sub(r"[^\w.-]+", "_", pictures.id2label[sample[pictures.source.label_column]])  # it may hold a slash
         paths.append(folder / f"{pictures.test_name}_{row}_is_{name}.png")
-        read_image(sample[pictures.source.image_column], where=f"row {row}").save(paths[-1])
+        to_rgb(read_image(sample[pictures.source.image_column], where=f"row {row}")).save(paths[-1])
     return paths

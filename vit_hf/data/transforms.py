@@ -7,6 +7,7 @@ torch's global CPU generator, which the loader seeds for each sample (see `vit_h
 Shapes: C channels, H x W pixels.
 """
 
+import math
 from dataclasses import dataclass
 
 import PIL.Image
@@ -39,6 +40,10 @@ class Augmentation:
     """Mirror left and right with probability 1/2."""
     rotation: float = 0.0
     """Largest angle of a random rotation, in degrees either way."""
+    translation: float = 0.0
+    """Largest random shift, as a share of the side."""
+    scaling: float = 0.0
+    """Largest random change of size: 0.1 for factors from 0.9 to 1.1."""
     randaugment_ops: int = 0
     """Operations a picture that RandAugment draws (arXiv 1909.13719); 0 for none."""
     randaugment_magnitude: int = 9
@@ -59,10 +64,13 @@ class Augmentation:
         if not 0 < low <= high <= 1:
             raise ValueError(f"augmentation.crop_area is {self.crop_area}; expected 0 < smallest <= largest <= 1")
         for name in ("crop_padding", "rotation", "randaugment_ops", "color_jitter", "mixup_alpha", "cutmix_alpha"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"augmentation.{name} is {getattr(self, name)}; expected 0 or more")
         if not 0 <= self.randaugment_magnitude <= 30:
             raise ValueError(f"augmentation.randaugment_magnitude is {self.randaugment_magnitude}; expected 0 to 30")
+        for name in ("translation", "scaling"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"augmentation.{name} is {getattr(self, name)}; expected 0 <= share < 1")
         if not 0 <= self.erasing <= 1:
             raise ValueError(f"augmentation.erasing is {self.erasing}; expected a probability in [0, 1]")
 
@@ -82,8 +90,11 @@ class TrainTransform:
             steps.append(v2.RandomCrop(size, padding=augmentation.crop_padding))
         if augmentation.flip:
             steps.append(v2.RandomHorizontalFlip())
-        if augmentation.rotation:
-            steps.append(v2.RandomRotation(augmentation.rotation, interpolation=InterpolationMode.BILINEAR))
+        if augmentation.rotation or augmentation.translation or augmentation.scaling:
+            shift, change = augmentation.translation, augmentation.scaling
+            bilinear = InterpolationMode.BILINEAR
+            factors = (1 - change, 1 + change)
+            steps.append(v2.RandomAffine(augmentation.rotation, (shift, shift), factors, interpolation=bilinear))
         if augmentation.randaugment_ops:
             grey = [128] * 3
             steps.append(v2.RandAugment(augmentation.randaugment_ops, augmentation.randaugment_magnitude, fill=grey))

@@ -66,6 +66,8 @@ def score(
             collected.append(tuple(tensor.cpu() for tensor in gathered))
             on_batch(len(batch["rows"]) * accelerator.num_processes)
     model.train(training)
+    if not collected:
+        raise RuntimeError("there is nothing to score: the split is empty; expected at least 1 sample")
     rows, labels, logits = (torch.cat(parts) for parts in zip(*collected, strict=True))
     order = torch.unique(rows, return_inverse=True)  # sorted rows, each once
     first = torch.full((len(order[0]),), len(rows)).scatter_reduce(0, order[1], torch.arange(len(rows)), "amin")
@@ -120,12 +122,13 @@ def classify(
         batch_size: pictures the model takes at once.
     """
     answers = []
+    id2label = model.config.id2label or {}
     for start in range(0, len(pictures), batch_size):
         batch = [to_rgb(picture) for picture in pictures[start : start + batch_size]]
         pixels = processor(batch, return_tensors="pt")["pixel_values"].to(model.device)  # (B, C, H, W)
         probabilities = model(pixels).logits.float().softmax(dim=-1)  # (B, L)
         values, indices = probabilities.topk(min(top_k, probabilities.shape[-1]))
         for row_values, row_indices in zip(values.tolist(), indices.tolist(), strict=True):
-            names = [model.config.id2label[index] for index in row_indices]
+            names = [id2label[index] for index in row_indices]
             answers.append(list(zip(names, row_values, strict=True)))
     return answers

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..training.recipes import RECIPES
+
 _DATASETS = {"digits": "UCI handwritten digits (bundled with scikit-learn)"}
 
 
@@ -23,9 +25,11 @@ def render_card(runs: Sequence[str | Path]) -> str:
 
     Raises:
         FileNotFoundError: a folder without results.json or recipe.yaml.
-        ValueError: the runs are of different recipes (other than in the seed) or of different data.
+        ValueError: no run, runs of different recipes (other than in the seed) or of different data, or a seed twice.
     """
     folders = [Path(run) for run in runs]
+    if not folders:
+        raise ValueError("there is no run to render a card of; expected at least one finished run folder")
     for folder in folders:
         for name in ("results.json", "recipe.yaml"):
             if not (folder / name).is_file():
@@ -35,8 +39,12 @@ def render_card(runs: Sequence[str | Path]) -> str:
     for folder, recipe, result in zip(folders, recipes, results, strict=True):
         if {**recipe, "seed": 0} != {**recipes[0], "seed": 0} or result["data"] != results[0]["data"]:
             raise ValueError(f"{folder} is not a run of the same recipe and data as {folders[0]}; render them apart")
+    seeds = [result["seed"] for result in results]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"the runs have the seeds {seeds}; expected each once, or the spread would be too small")
     first, recipe = results[0], recipes[0]
     data = ModelCardData(
+        datasets=first["data"]["source"] if first["data"]["kind"] == "hub" else None,
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="image-classification",
@@ -52,8 +60,9 @@ def _eval_result(result: dict[str, Any], top1: float) -> EvalResult:
     source = result["data"]["source"]
     return EvalResult(
         task_type="image-classification",
-        dataset_type=source.replace("/", "--") if source != "digits" else "sklearn-digits",
+        dataset_type=source if source != "digits" else "sklearn-digits",
         dataset_name=_DATASETS.get(source, source),
+        dataset_revision=result["data"]["revision"],
         dataset_split=result["split"],
         metric_type="accuracy",
         metric_name="top-1",
@@ -64,17 +73,12 @@ def _eval_result(result: dict[str, Any], top1: float) -> EvalResult:
 def _body(results: list[dict[str, Any]], recipe: dict[str, Any]) -> str:
     first = results[0]
     source = first["data"]["source"]
-    sizes = ", ".join(f"{name} {split['n']:,}" for name, split in first["data"]["splits"].items() if split["n"])
-    limited = recipe["data"]["max_train_images"] or recipe["data"]["max_test_images"]
-    shortened = (
-        "\n> A shortened run, for showing that the recipe learns: it saw only part of the data. Its accuracy says "
-        "nothing about the full recipe.\n"
-        if limited
-        else ""
-    )
+    splits = first["data"]["splits"].items()
+    sizes = ", ".join(f"{name} {split['n']:,}" if split["n"] else f"{name} streamed" for name, split in splits)
+    held_out = "held out of the training split" if recipe["data"]["validation_fraction"] else "of the validation split"
     config = {key: value for key, value in recipe["model"].items() if value is not None}
     return f"""# {first["recipe"]}: a Vision Transformer trained with vit-hf
-{shortened}
+{_shortened(first, recipe)}
 An image classifier with {first["data"]["num_labels"]} classes and {first["parameters"]:,} parameters
 ({", ".join(f"{key} {value}" for key, value in config.items())}), trained on
 {_DATASETS.get(source, source)}.
@@ -84,7 +88,7 @@ An image classifier with {first["data"]["num_labels"]} classes and {first["param
 {_table(results)}
 
 Scored on the split "{first["split"]}", every picture once; the weights kept are the {first["kept"]}
-{"on pictures held out of the training split" if first["kept"] == "best" else "of the run"}. The test split was scored
+{f"on pictures {held_out}" if first["kept"] == "best" else "of the run"}. The test split was scored
 once, after training.
 
 ## Use
@@ -130,6 +134,24 @@ Versions: {", ".join(f"{name} {number}" for name, number in first["versions"].it
 Dosovitskiy et al., An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale, ICLR 2021,
 [arXiv 2010.11929](https://arxiv.org/abs/2010.11929).
 """
+
+
+def _shortened(result: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """Return a warning where the run had fewer pictures than there are or fewer steps than its recipe has, else ""."""
+    data, reasons = recipe["data"], []
+    if data["max_train_images"]:
+        reasons.append(f"trained on at most {data['max_train_images']:,} pictures")
+    if data["max_test_images"]:
+        reasons.append(f"scored on at most {data['max_test_images']:,} pictures")
+    if result["recipe"] in RECIPES:
+        full = RECIPES[result["recipe"]]().optimization
+        unit, planned = ("epochs", full.epochs) if full.max_steps is None else ("steps", full.max_steps)
+        done = result[unit] or 0
+        if done < 0.99 * planned:  # steps are whole, epochs not quite
+            reasons.append(f"{done:,} of the recipe's {planned:,} {unit}")
+    if not reasons:
+        return ""
+    return f"\n> A shortened run ({'; '.join(reasons)}): its accuracy says nothing about the full recipe.\n"
 
 
 def _table(results: list[dict[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from torch import nn
@@ -31,7 +32,7 @@ from .optim import build_average, build_optimizer, build_schedule, plan_steps
 from .progress import RunDisplay, quiet_transformers
 from .recipe import Recipe
 from .recipes import get_recipe
-from .setup import build_model, describe_run
+from .setup import build_model, describe_run, enable_checkpointing
 from .state import RunFolder
 
 
@@ -92,7 +93,8 @@ class _Run:
             )
         model, processor = build_model(recipe.model, pictures.id2label, seed=recipe.seed)
         if recipe.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            enable_checkpointing(model)
+        AcceleratorState._reset_state()  # a run before this one, in a notebook, may have had another precision
         accelerator = Accelerator(
             mixed_precision=recipe.mixed_precision,
             log_with=list(recipe.trackers) or None,
@@ -166,11 +168,11 @@ class _Run:
             speed = images / (time.perf_counter() - since)
             rate = float(self.schedule.get_last_lr()[0])
             self.display.step(loss=loss, learning_rate=rate, images_per_second=speed)
-            if step >= round(next_evaluation) or step == plan.total_steps:
+            if step >= next_evaluation - 1e-9 or step == plan.total_steps:
                 next_evaluation += interval
                 mean_loss = torch.tensor(losses * recipe.optimization.batch_size / images).to(self.accelerator.device)
                 row = {
-                    "epoch": round(step / plan.steps_per_epoch, 4),
+                    "epoch": self._epoch(step),
                     "step": step,
                     "train_loss": self.accelerator.reduce(mean_loss, "mean").item(),
                     "learning_rate": rate,
@@ -209,10 +211,14 @@ class _Run:
             self.average.update_parameters(accelerator.unwrap_model(self.model, keep_torch_compile=False))
         return total
 
+    def _epoch(self, step: int) -> float | None:
+        """Epochs done after a step; None when streaming does not tell their length."""
+        return None if math.isinf(self.plan.steps_per_epoch) else round(step / self.plan.steps_per_epoch, 4)
+
     def _not_finite(self, step: int, loss: float, rows: torch.Tensor) -> str:
         shown = ", ".join(map(str, rows[:8].tolist())) + (", ..." if len(rows) > 8 else "")
         return (
-            f"the loss is {loss} at step {step} (epoch {step / self.plan.steps_per_epoch:.2f}), process "
+            f"the loss is {loss} at step {step} (epoch {self._epoch(step)}), process "
             f"{self.accelerator.process_index}, training rows {shown}; expected a finite number. The step was not "
             f"taken; checkpoints in {self.path} are as they were. Lower optimization.learning_rate, set "
             "optimization.clip_norm, or use mixed_precision bf16 instead of fp16"
@@ -295,11 +301,10 @@ class _Run:
             "validation_top1": self.best["top1"] if self.best else None,
             "parameters": self.num_parameters,
             "steps": self.plan.total_steps,
-            "epochs": None if self.plan.steps_per_epoch == float("inf") else
-            round(self.plan.total_steps / self.plan.steps_per_epoch, 2),
+            "epochs": self._epoch(self.plan.total_steps),
             "seconds": round(seconds, 1),
             **self.record,
-        }  # fmt: skip
+        }
         if self.folder is not None:
             self.folder.write_json("results.json", results)
         self.accelerator.wait_for_everyone()

@@ -44,11 +44,16 @@ def plan_steps(optimization: Optimization, *, num_images: int | None, num_proces
         num_processes: of the run.
 
     Raises:
-        ValueError: no number of steps can be found, or the batch does not divide.
+        ValueError: the number of steps or of warm-up steps cannot be found, or the batch does not divide.
     """
     batch = optimization.batch_size
     if num_images is None and optimization.max_steps is None:
         raise ValueError("a streamed data set has no known length; set optimization.max_steps (--max-steps N)")
+    if num_images is None and optimization.warmup_epochs and optimization.warmup_steps is None:
+        raise ValueError(
+            f"optimization.warmup_epochs is {optimization.warmup_epochs} but a streamed data set has no known length; "
+            "set optimization.warmup_steps"
+        )
     steps_per_epoch = float("inf") if num_images is None else num_images / batch
     total = optimization.max_steps or max(round(optimization.epochs * steps_per_epoch), 1)
     warmup = optimization.warmup_steps

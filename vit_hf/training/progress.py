@@ -11,12 +11,12 @@ from transformers.utils import logging
 _COLUMNS = (  # heading, width, key, format
     ("epoch", 7, "epoch", "{:.1f}"),
     ("step", 8, "step", "{:,}"),
-    ("train loss", 10, "train_loss", "{:.4f}"),
-    ("val. loss", 10, "validation_loss", "{:.4f}"),
-    ("top-1 %", 8, "top1", "{:.2%}"),
-    ("top-5 %", 8, "top5", "{:.2%}"),
+    ("train loss", 12, "train_loss", "{:.4f}"),
+    ("val. loss", 11, "validation_loss", "{:.4f}"),
+    ("top-1 %", 9, "top1", "{:.2%}"),
+    ("top-5 %", 9, "top5", "{:.2%}"),
     ("lr", 9, "learning_rate", "{:.2e}"),
-    ("images/s", 9, "images_per_second", "{:,.0f}"),
+    ("images/s", 10, "images_per_second", "{:,.0f}"),
 )
 
 

@@ -4,8 +4,11 @@ A recipe is complete: with the seed and the data it fixes the run. Nested fields
 ("augmentation.flip"); under `model` any field of `VitHfConfig` may stand beside the variant's name.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from huggingface_hub.dataclasses import type_validator
+from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_vit_hf import VitHfConfig
 from ..data.pictures import DataFields
@@ -105,14 +109,19 @@ class Recipe:
     """Accelerate's names of experiment trackers: tensorboard, wandb, mlflow, trackio, ..."""
 
     def __post_init__(self):
-        for section in ("data", "model", "augmentation", "optimization"):
-            _check_types(getattr(self, section), section + ".")
         _check_types(self, "")
+        for section in _SECTIONS:
+            _check_types(getattr(self, section), section + ".")
+        if not re.fullmatch(r"\w[\w.-]*", self.name):  # it becomes a folder
+            raise ValueError(f"name is {self.name!r}; expected letters, digits, '-', '_' and '.'")
         unknown = sorted(set(self.model.config) - set(_CONFIG_TYPES))
         if unknown:
             raise ValueError(_unknown_field(f"model.{unknown[0]}", field_names()))
         if self.model.init_from is None:
-            variant(self.model.variant, **self.model.config)  # raises where the network is impossible
+            try:
+                variant(self.model.variant, **self.model.config)
+            except StrictDataclassError as error:  # the network is impossible
+                raise ValueError(f"model: {error.__cause__ or error}") from error
         optimization, data = self.optimization, self.data
         for name, value, known in (
             ("optimization.optimizer", optimization.optimizer, ("adamw", "sgd")),
@@ -134,12 +143,14 @@ class Recipe:
             ("data.max_train_images", data.max_train_images),
             ("data.max_test_images", data.max_test_images),
         ):
-            if number is not None and not number > 0:
+            if number is not None and not 0 < number < math.inf:
                 raise ValueError(f"{name} is {number}; expected more than 0")
         for name, number in (
             ("data.validation_fraction", data.validation_fraction),
             ("optimization.label_smoothing", optimization.label_smoothing),
             ("optimization.ema_decay", optimization.ema_decay),
+            ("optimization.momentum", optimization.momentum),
+            *(("optimization.betas", beta) for beta in optimization.betas),
         ):
             if number is not None and not 0 <= number < 1:
                 raise ValueError(f"{name} is {number}; expected 0 <= value < 1")
@@ -150,7 +161,7 @@ class Recipe:
             ("optimization.min_learning_rate", optimization.min_learning_rate),
             ("workers", self.workers),
         ):
-            if number is not None and number < 0:
+            if number is not None and not 0 <= number < math.inf:
                 raise ValueError(f"{name} is {number}; expected 0 or more")
 
     def override(self, values: Mapping[str, Any]) -> "Recipe":
@@ -189,7 +200,7 @@ class Recipe:
         values: dict[str, Any] = {}
         for name, value in tree.items():
             if name not in known:
-                raise ValueError(_unknown_field(name, field_names()))
+                raise ValueError(_unknown_field(str(name), field_names()))
             if name in _SECTIONS:
                 value = _section(name, value)
             values[name] = _parse(value, get_type_hints(cls)[name], name)
@@ -234,16 +245,19 @@ def _section(name: str, value: Any) -> Any:
     """Build one section from its mapping, unknown keys refused; under `model` config fields are set apart."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} is {value!r}; expected a mapping of its fields")
-    kind, value = _SECTIONS[name], dict(value)
-    hints = get_type_hints(kind)
-    if name == "model":
-        value["config"] = {key: value.pop(key) for key in list(value) if key in _CONFIG_TYPES}
+    kind, hints = _SECTIONS[name], get_type_hints(_SECTIONS[name])
+    known = field_names()
     for key in value:
-        if key not in hints:
-            raise ValueError(_unknown_field(f"{name}.{key}", field_names()))
+        if f"{name}.{key}" not in known:
+            raise ValueError(_unknown_field(f"{name}.{key}", known))
     if name == "data" and "source" not in value:
         raise ValueError("data.source is missing; expected a folder, a Parquet file, an archive, a Hub id or digits")
-    return kind(**{key: _parse(inner, hints[key], f"{name}.{key}") for key, inner in value.items()})
+    values = {key: _parse(inner, _annotation(f"{name}.{key}"), f"{name}.{key}") for key, inner in value.items()}
+    if name == "model":
+        values["config"] = {key: values.pop(key) for key in list(values) if key in _CONFIG_TYPES}
+    for key, inner in values.items():
+        _check_type(f"{name}.{key}", inner, hints[key])  # before the section's own checks rely on it
+    return kind(**values)
 
 
 def _parse(value: Any, annotation: Any, name: str) -> Any:
@@ -259,7 +273,7 @@ def _parse(value: Any, annotation: Any, name: str) -> Any:
     if float in kinds and int not in kinds and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if is_tuple and isinstance(value, tuple) and float in get_args(annotation):
-        value = tuple(float(item) if isinstance(item, int) else item for item in value)
+        value = tuple(_parse(item, float, name) for item in value)
     return value
 
 
@@ -267,9 +281,11 @@ def _read_word(word: str, kinds: tuple, name: str, annotation: Any) -> Any:
     """Read numbers (1e-3 too), true/false, none, and lists with or without brackets."""
     if word.lower() in ("none", "null", "") and (type(None) in kinds or annotation == tuple[str, ...]):
         return None if type(None) in kinds else ()
+    for kind in (int, float):
+        if kind in kinds:
+            with contextlib.suppress(ValueError):
+                return kind(word)
     try:
-        if float in kinds:
-            return float(word)
         listed = any(get_origin(kind) in (list, tuple) for kind in kinds) and ("," in word or int not in kinds)
         return yaml.safe_load(f"[{word.strip('[]()')}]" if listed else word)
     except (ValueError, yaml.YAMLError):
@@ -279,11 +295,16 @@ def _read_word(word: str, kinds: tuple, name: str, annotation: Any) -> Any:
 def _check_types(section: Any, prefix: str) -> None:
     hints = get_type_hints(type(section))
     for entry in dataclasses.fields(section):
-        value, annotation = getattr(section, entry.name), hints[entry.name]
-        try:
-            type_validator(entry.name, value, annotation)
-        except TypeError:
-            raise ValueError(f"{prefix}{entry.name} is {value!r}; expected {_type_name(annotation)}") from None
+        _check_type(prefix + entry.name, getattr(section, entry.name), hints[entry.name])
+
+
+def _check_type(name: str, value: Any, annotation: Any) -> None:
+    kinds = get_args(annotation) or (annotation,)
+    number = float(value) if type(value) is int and float in kinds else value  # a whole number will do for a float
+    try:
+        type_validator(name, number, annotation)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; expected {_type_name(annotation)}") from None
 
 
 def _type_name(annotation: Any) -> str:

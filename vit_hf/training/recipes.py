@@ -21,28 +21,29 @@ def digits() -> Recipe:
         name="digits",
         data=DataFields(source="digits", validation_fraction=0.1),
         model=ModelFields(
-            variant="Ti/2",
+            variant="Ti/4",
             config={
-                "image_size": 8,
+                "image_size": 16,
                 "hidden_size": 64,
-                "num_hidden_layers": 4,
+                "num_hidden_layers": 3,
                 "num_attention_heads": 4,
                 "intermediate_size": 128,
                 "pooling": "gap",
                 "position_embedding": "sincos2d",
             },
         ),
-        augmentation=Augmentation(rotation=15.0),
+        augmentation=Augmentation(rotation=10.0, translation=0.07, scaling=0.1),
         optimization=Optimization(
             epochs=100.0,
-            batch_size=32,
-            learning_rate=2e-3,
+            batch_size=64,
+            learning_rate=3e-3,
             warmup_epochs=5.0,
             weight_decay=0.05,
             label_smoothing=0.1,
             ema_decay=0.99,
         ),
         evaluate_every=10.0,
+        keep="last",
     )
 
 

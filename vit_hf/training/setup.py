@@ -41,6 +41,12 @@ def build_model(
     return network, VitHfImageProcessor(size=size)
 
 
+def enable_checkpointing(network: VitHfForImageClassification) -> None:
+    """Turn on gradient checkpointing, by the name that the installed transformers has for it."""
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def describe_run(recipe: Recipe, pictures: Pictures, accelerator: Accelerator) -> dict[str, Any]:
     """Return what one needs to know to believe or repeat a run: command, versions, device, data, commit."""
     return {

@@ -1,19 +1,23 @@
 """The run folder on disk: a model repo that is never seen half-written.
 
 Files and folders are written beside their place under a temporary name and renamed into it, so a reader, or a run that
-is killed, finds the old one or the new one.
+is killed, finds the old one or the new one. (Replacing a folder takes two renames: killed between them, the run leaves
+no folder of that name, and the old one whole under the temporary name.)
 """
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunFolder:
@@ -48,50 +52,62 @@ class RunFolder:
         return self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        """Add one line to metrics.jsonl, at once: no reader finds half a line."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8") if file.exists() else ""
+        self.write_text(file.name, lines + json.dumps(row, allow_nan=False) + "\n")
 
     def publish(self, name: str, write: Callable[[Path], Any]) -> Path:
         """Let `write` fill a new folder, then put it in the place of folder `name`."""
         target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _TemporaryFolder(target.parent) as temporary:
+        with self._guard(target), _TemporaryFolder(target.parent) as temporary:
             new, old = temporary / "new", temporary / "old"
             new.mkdir()
-            self._guard(lambda: write(new), target)
+            write(new)
             _sync(new)
             if target.exists():
                 target.rename(old)
-            new.rename(target)
+            try:
+                new.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
+            _sync_one(target.parent)
         return target
 
     def publish_root(self, write: Callable[[Path], Any]) -> None:
         """Let `write` fill a new folder, then move its files into the run folder, each at once."""
-        with _TemporaryFolder(self.path) as temporary:
-            self._guard(lambda: write(temporary), self.path)
+        with self._guard(self.path), _TemporaryFolder(self.path) as temporary:
+            write(temporary)
             _sync(temporary)
             for file in sorted(temporary.iterdir()):
                 os.replace(file, self.path / file.name)
+            _sync_one(self.path)
 
     def _publish_file(self, name: str, write: Callable[[Path], Any]) -> Path:
         target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _TemporaryFolder(target.parent) as temporary:
-            self._guard(lambda: write(temporary / "file"), target)
+        with self._guard(target), _TemporaryFolder(target.parent) as temporary:
+            write(temporary / "file")
             _sync(temporary)
             os.replace(temporary / "file", target)
+            _sync_one(target.parent)
         return target
 
-    def _guard(self, action: Callable[[], Any], target: Path) -> None:
-        """Run a write; when it fails say where, and how much space there is."""
+    @contextlib.contextmanager
+    def _guard(self, target: Path) -> Iterator[None]:
+        """Make the folder of `target`; when a write below fails say where, and how much space there is."""
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"cannot write {target}: the run folder is gone; was it moved or removed?")
         try:
-            action()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield
         except (OSError, SafetensorError) as error:
-            free = shutil.disk_usage(self.path).free / 2**20
             code = getattr(error, "errno", None)
-            full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space" in str(error)
-            cause = f"no space left ({free:,.0f} MiB free)" if full else str(error)
+            full = code in _FULL or any(f"os error {code})" in str(error) for code in _FULL)  # as safetensors says it
+            cause = str(error)
+            if full:
+                cause = f"no space left ({cause}; {shutil.disk_usage(self.path).free / 2**20:,.0f} MiB free)"
             raise OSError(
                 f"cannot write {target}: {cause}; what was there is unchanged: make room, then repeat"
             ) from error
@@ -112,10 +128,15 @@ class _TemporaryFolder:
 
 
 def _sync(folder: Path) -> None:
-    """Force the folder's files to the disk before they get their names."""
-    for path in [file for file in folder.rglob("*") if file.is_file()] + [folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Force all that the folder holds to the disk, before it gets its name."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    """Force one file, or the names in one folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,359 @@
+"""The loop end to end, on a small net and the bundled digits: what it leaves, what it promises, how it fails."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+from vit_hf import Recipe, VitHfForImageClassification, VitHfImageProcessor, get_recipe, train
+from vit_hf.data.images import read_image
+from vit_hf.data.sources import load_source
+from vit_hf.evaluation.run import evaluate
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {
+    "data.source": "digits",
+    "data.max_train_images": 96,
+    "data.max_test_images": 50,
+    "model.num_hidden_layers": 2,
+    "model.hidden_size": 32,
+    "model.intermediate_size": 64,
+    "optimization.max_steps": 6,
+    "optimization.batch_size": 32,
+    "optimization.warmup_steps": 2,
+    "evaluate_every": 1.0,
+    "trackers": [],
+}
+
+
+def small(**overrides) -> Recipe:
+    """Return a recipe that runs in half a second; "__" stands for the dot."""
+    changes = {name.replace("__", "."): value for name, value in overrides.items()}
+    return get_recipe("digits").override({**SMALL, **changes})
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One finished run with everything on: EMA, mixing, erasing, dropout, drop path, TensorBoard."""
+    recipe = small(
+        trackers=["tensorboard"],
+        optimization__ema_decay=0.9,
+        augmentation__mixup_alpha=0.8,
+        augmentation__cutmix_alpha=1.0,
+        augmentation__erasing=0.25,
+        augmentation__flip=True,
+        augmentation__randaugment_ops=1,
+        model__drop_path_rate=0.2,
+        model__hidden_dropout_prob=0.1,
+        keep="best",
+    )
+    return train(recipe, output=tmp_path_factory.mktemp("run") / "model", quiet=True)
+
+
+# ------------------------------------------------------------------------------------------- what it leaves
+def test_the_run_folder_is_a_model_repo_with_its_records(run):
+    names = {path.name for path in run.output.iterdir()}
+    model = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    code = {"configuration_vit_hf.py", "modeling_vit_hf.py", "image_processing_vit_hf.py"}
+    records = {"recipe.yaml", "run.json", "results.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert names == model | code | records
+    assert any((run.output / "tensorboard").rglob("events.out.tfevents.*"))
+    assert Recipe.from_yaml(run.output / "recipe.yaml").seed == 0
+
+
+def test_no_pickle_and_no_temporary_file_is_left(run):
+    files = [path for path in run.output.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix in {".bin", ".pt", ".pth", ".pkl", ".npy"}]
+    assert not [path for path in files if ".writing-" in str(path)]
+
+
+def test_results_name_data_versions_and_scores(run):
+    results = json.loads((run.output / "results.json").read_text())
+    assert results == json.loads(json.dumps(run.results))
+    assert results["n"] == 50
+    assert 0 <= results["top1"] <= results["top5"] <= 1
+    assert results["versions"]["torch"] == importlib.metadata.version("torch")
+    assert len(results["data"]["splits"]["train"]["sha256"]) == 64
+
+
+def test_metrics_hold_one_row_an_evaluation_and_the_kept_weights_are_the_best_row(run):
+    rows = [json.loads(line) for line in (run.output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 6]
+    assert max(row["top1"] for row in rows) == run.results["validation_top1"]
+
+
+def test_training_never_changes_what_the_model_is(run):
+    config = json.loads((run.output / "config.json").read_text())
+    assert config.get("problem_type") is None
+    assert config["id2label"] == {str(i): str(i) for i in range(10)}
+    assert config["architectures"] == ["VitHfForImageClassification"]
+
+
+def test_keys_on_disk_are_the_keys_of_the_module(run):
+    saved = load_file(run.output / "model.safetensors")
+    model = VitHfForImageClassification.from_pretrained(run.output)
+    assert set(saved) == set(model.state_dict())
+    assert all(torch.equal(saved[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_evaluate_repeats_the_score_of_the_run(run, tmp_path):
+    full = train(small(data__max_test_images=None, keep="last"), output=tmp_path / "full", quiet=True)
+    again = evaluate(full.output, output=tmp_path / "score")
+    assert again is not None
+    assert {key: again[key] for key in ("top1", "top5", "n")} == {k: full.results[k] for k in ("top1", "top5", "n")}
+    assert again["loss"] == pytest.approx(full.results["loss"], abs=1e-6)  # other batch size, other order of sums
+    assert json.loads((tmp_path / "score" / "results.json").read_text()) == again
+
+
+# ------------------------------------------------------------------------------------------- loading what it left
+def _pixels(folder: Path) -> torch.Tensor:
+    rows = load_source("digits").test.select(range(8))
+    pictures = [read_image(row["image"], where="a test picture").convert("RGB") for row in rows]
+    return VitHfImageProcessor.from_pretrained(folder)(pictures, return_tensors="pt")["pixel_values"]
+
+
+def test_with_vit_hf_imported_no_flag_is_needed(run):
+    pixels = _pixels(run.output)
+    with torch.no_grad():
+        expected = VitHfForImageClassification.from_pretrained(run.output)(pixels).logits
+        model = AutoModelForImageClassification.from_pretrained(run.output)
+        assert torch.equal(model(pixels).logits, expected)
+    assert isinstance(AutoImageProcessor.from_pretrained(run.output), VitHfImageProcessor)
+    picture = read_image(load_source("digits").test[0]["image"], where="").convert("RGB")
+    answer = pipeline("image-classification", model=str(run.output), device="cpu")(picture, top_k=10)
+    probabilities = expected[0].softmax(-1)
+    assert {entry["label"]: entry["score"] for entry in answer} == pytest.approx(
+        {str(i): p.item() for i, p in enumerate(probabilities)}, abs=1e-6
+    )
+
+
+WITHOUT_PACKAGE = """
+import importlib.abc, sys
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "vit_hf":
+            raise ImportError("vit_hf is not installed here")
+sys.meta_path.insert(0, Blocker())
+import PIL.Image, torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from safetensors.torch import save_file
+folder, picture, out = sys.argv[1:]
+model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    logits = model(**processor(PIL.Image.open(picture), return_tensors="pt")).logits
+answer = pipeline("image-classification", model=folder, trust_remote_code=True, device="cpu")(picture, top_k=10)
+scores = torch.zeros(10)
+for entry in answer:
+    scores[int(entry["label"])] = entry["score"]
+save_file({"logits": logits, "scores": scores}, out)
+"""
+
+
+def test_a_process_without_the_package_gets_the_same_logits_bit_for_bit(run, tmp_path):
+    picture = tmp_path / "digit.png"
+    read_image(load_source("digits").test[3]["image"], where="").save(picture)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PACKAGE, str(run.output), str(picture), str(tmp_path / "out.safetensors")],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found = load_file(tmp_path / "out.safetensors")
+    model = VitHfForImageClassification.from_pretrained(run.output)
+    processor = VitHfImageProcessor.from_pretrained(run.output)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as there: the order of sums may depend on it
+    with torch.no_grad():
+        expected = model(**processor(read_image(picture, where=""), return_tensors="pt")).logits
+    torch.set_num_threads(threads)
+    assert torch.equal(found["logits"], expected)
+    torch.testing.assert_close(found["scores"], expected[0].softmax(-1), atol=1e-6, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------- what it promises
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    noise = {"model__drop_path_rate": 0.3, "augmentation__mixup_alpha": 0.5, "keep": "last"}
+    folders = [tmp_path / name for name in "abc"]
+    for folder, seed in zip(folders, (1, 1, 2), strict=True):
+        torch.rand(7)  # whatever happened before does not matter
+        train(small(seed=seed, **noise), output=folder, quiet=True)
+    assert weights(folders[0]) == weights(folders[1]) != weights(folders[2])
+
+
+def test_loader_workers_do_not_change_the_weights(tmp_path):
+    for workers in (0, 2):
+        train(small(workers=workers, keep="last"), output=tmp_path / str(workers), quiet=True)
+    assert weights(tmp_path / "0") == weights(tmp_path / "2")
+
+
+def test_evaluating_in_between_does_not_change_the_weights(tmp_path):
+    for every in (0.5, 100.0):
+        recipe = small(evaluate_every=every, keep="last", model__hidden_dropout_prob=0.2)
+        train(recipe, output=tmp_path / str(every), quiet=True)
+    assert weights(tmp_path / "0.5") == weights(tmp_path / "100.0")
+
+
+def test_accumulated_batches_give_the_gradients_of_the_whole_batch(tmp_path):
+    for name, largest in (("whole", None), ("parts", 8)):
+        train(small(optimization__max_device_batch_size=largest, keep="last"), output=tmp_path / name, quiet=True)
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    # AdamW's first steps are about the sign of the gradient, so rounding can flip entries near 0: hence a mean
+    difference = sum((whole[k] - parts[k]).abs().sum() for k in whole) / sum(v.numel() for v in whole.values())
+    assert difference < 1e-5
+
+
+def test_twenty_pictures_are_learned_by_heart(tmp_path):
+    recipe = small(
+        data__max_train_images=20,
+        optimization__max_steps=120,
+        optimization__batch_size=20,
+        keep="last",
+        optimization__label_smoothing=0.0,
+        optimization__ema_decay=None,
+        augmentation__rotation=0.0,
+        augmentation__translation=0.0,
+        augmentation__scaling=0.0,
+        augmentation__crop="none",
+        evaluate_every=60.0,
+        optimization__learning_rate=3e-3,
+        optimization__warmup_steps=10,
+    )
+    train(recipe, output=tmp_path / "run", quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["train_loss"] < 0.1 < 1.0 < rows[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"mixed_precision": "bf16"},
+        {"gradient_checkpointing": True, "model__pooling": "cls"},
+        {"optimization__optimizer": "sgd", "optimization__schedule": "constant"},
+        {"data__streaming": True, "data__validation_fraction": 0.0, "data__max_train_images": None, "keep": "last"},
+        {"model__pooling": "map", "model__qk_norm": True, "model__layer_scale_init": 0.1},
+    ],
+    ids=["bf16", "checkpointing", "sgd", "streaming", "options"],
+)
+def test_options_of_the_recipe_run_to_the_end(overrides, tmp_path):
+    result = train(small(**overrides), output=tmp_path / "run", quiet=True)
+    assert result.results["n"] == 50
+
+
+def test_fine_tuning_starts_from_a_model_with_a_new_head_and_another_image_size(run, tmp_path):
+    recipe = small(keep="last").override({"model.init_from": str(run.output), "model.image_size": "16,8"})
+    config = {"image_size": [16, 8]}
+    recipe = Recipe.from_dict({**recipe.to_dict(), "model": {"init_from": str(run.output), **config}})
+    folder = train(recipe, output=tmp_path / "fine", quiet=True).output
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["image_size"] == [16, 8]
+    size = json.loads((folder / "preprocessor_config.json").read_text())["size"]
+    assert size == {"height": 16, "width": 8}
+
+
+def test_two_cpu_processes_by_accelerate_launch_score_each_picture_once_and_agree_with_one(tmp_path):
+    recipe = small(keep="last", trackers=["tensorboard"])
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    one = train(recipe, output=tmp_path / "one", quiet=True)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += [str(ROOT / "scripts" / "finetune_accelerate.py"), str(tmp_path / "recipe.yaml")]
+    command += ["--output", str(tmp_path / "two")]
+    # "--multi_gpu" is how accelerate launch is told to start several processes, on the CPU too
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert two["processes"] == 2
+    assert two["n"] == one.results["n"] == 50
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    difference = sum((a[k] - b[k]).abs().sum() for k in a) / sum(v.numel() for v in a.values())
+    assert difference < 1e-5  # as for accumulation above
+
+
+# ------------------------------------------------------------------------------------------- how it fails
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(tmp_path):
+    recipe = small(
+        keep="last",
+        optimization__optimizer="sgd",
+        optimization__learning_rate=1e30,
+        optimization__clip_norm=None,
+        optimization__warmup_steps=0,
+        optimization__ema_decay=None,
+        evaluate_every=100.0,
+    )
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+ .* training rows \d+, \d+"):
+        train(recipe, output=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_choosing_the_best_on_the_test_split_is_refused_before_a_file_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"keep is 'best' but no pictures are held out"):
+        train(small(keep="best", data__validation_fraction=0.0), output=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_holds_something_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        train(small(), output=tmp_path, quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_saved_model_that_does_not_repeat_its_record_is_an_error(tmp_path, monkeypatch):
+    from vit_hf.training import loop
+
+    def other_weights(path):
+        return {name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}
+
+    monkeypatch.setattr(loop, "load_file", other_weights)
+    recipe = small(keep="best", optimization__max_steps=40, optimization__learning_rate=5e-3, evaluate_every=20.0)
+    with pytest.raises(RuntimeError, match="its record says"):
+        train(recipe, output=tmp_path / "run", quiet=True)
+
+
+@pytest.mark.slow
+def test_the_digits_recipe_reaches_97_percent_on_average_of_three_seeds(tmp_path):
+    scores = [train("digits", output=tmp_path / str(s), quiet=True, seed=s).results["top1"] for s in range(3)]
+    assert sum(scores) / 3 >= 0.97, scores
+
+
+def test_cifar100_images_train_and_all_test_images_are_scored_once(shared_data, tmp_path):
+    recipe = get_recipe("cifar100_scratch").override(
+        {
+            **{key: value for key, value in SMALL.items() if key.startswith(("model.", "optimization.", "trackers"))},
+            "data.source": str(shared_data("cifar100")),
+            "data.max_train_images": 200,
+            "model.num_hidden_layers": 1,
+            "model.num_attention_heads": 4,
+            "optimization.max_steps": 2,
+            "optimization.warmup_steps": 1,
+            "data.validation_fraction": 0.0,
+            "keep": "last",
+            "workers": 0,
+            "model.patch_size": 16,
+        }
+    )
+    result = train(recipe, output=tmp_path / "run", quiet=True)
+    assert result.results["n"] == 10_000
+    names = yaml.safe_load((tmp_path / "run" / "config.json").read_text())["id2label"]
+    assert (names["0"], names["99"]) == ("apple", "worm")
