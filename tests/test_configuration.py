@@ -283,6 +283,11 @@ def test_patch_grid_keeps_height_and_width_apart():
     assert patch_grid((32, 96), (8, 16)) == (4, 6)
 
 
+def test_an_image_without_a_patch_has_no_grid():
+    with pytest.raises(ValueError, match=r"image_size 0 \(width\) is not divisible by patch_size 16; use 16 or 32"):
+        patch_grid((32, 0), (8, 16))
+
+
 # ------------------------------------------------------------------------------------------- labels
 def test_label2id_follows_from_id2label():
     config = VitHfConfig(id2label={0: "cat", 1: "dog", 2: "newt"})

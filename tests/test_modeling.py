@@ -24,6 +24,16 @@ from vit_hf.modeling_vit_hf import (
 
 SUMS = 2e-6  # float32, values of order 1: only the order of sums differs
 ALL_OPTIONS = {"num_register_tokens": 2, "qk_norm": True, "layer_scale_init": 0.1, "representation_size": 12}
+THREE_KINDS = [{}, {"position_embedding": "sincos2d"}, ALL_OPTIONS]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Little models are faster on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def images(*batch_and_size: int, seed: int = 1) -> torch.Tensor:
@@ -75,9 +85,6 @@ def xavier(fan_in, fan_out):
 
 # First pattern that matches a parameter's name: kind, standard deviation or value, largest magnitude.
 INIT_RULES = [
-    (r"root_conv\.weight", lecun(3 * 7 * 7)),
-    (r"stages\.0\.0\.conv[12_]\w*\.weight|stages\.0\.0\.conv1\.weight", None),
-    (r"norm3\.weight", ("constant", 0.0)),
     (r"norm\w*\.weight", ("constant", 1.0)),
     (r"projection\.weight", lecun(PIXELS)),
     (r"pre_logits\.weight", lecun(WIDTH)),
@@ -185,8 +192,8 @@ def test_fixed_positions_are_no_parameters_and_not_saved(tiny):
 
 def test_bilinear_resampling_with_aligned_corners_equals_a_computation_by_hand():
     grid = torch.tensor([[0.0, 1.0], [10.0, 11.0]]).reshape(1, 4, 1)
-    found = resample_positions(grid, num_prefix=0, source=(2, 2), target=(3, 2), method="google")
-    assert found.flatten().tolist() == [0, 1, 5, 6, 10, 11]
+    found = resample_positions(grid, num_prefix=0, source=(2, 2), target=(5, 2), method="google")
+    assert found.flatten().tolist() == [0, 1, 2.5, 3.5, 5, 6, 7.5, 8.5, 10, 11]
 
 
 @pytest.mark.parametrize("method", ["google", "timm", "torchvision", "transformers"])
@@ -207,9 +214,7 @@ def test_resampling_a_rectangle_does_not_mix_rows_and_columns(method):
     assert (found[1:, 0] > found[:-1, 0]).all()
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"position_embedding": "sincos2d"}, ALL_OPTIONS], ids=["plain", "sincos", "all"]
-)
+@pytest.mark.parametrize("options", THREE_KINDS, ids=["plain", "sincos", "all"])
 def test_another_image_size_at_run_time_equals_a_model_of_that_size(options, tiny, randomise):
     model = randomise(VitHfForImageClassification(tiny(**options)))
     resized = copy.deepcopy(model)
@@ -267,9 +272,7 @@ def test_the_rate_grows_linearly_from_zero_to_the_given_one(layers, rates, tiny)
 
 def test_samples_of_a_batch_are_dropped_independently(tiny, randomise):
     model = randomise(VitHfModel(tiny(drop_path_rate=0.5))).train()
-    outputs = model(
-        images(1).expand(16, -1, -1, -1) if False else images(1, 16, 24).expand(16, -1, -1, -1)
-    ).pooler_output
+    outputs = model(images(1, 16, 24).expand(16, -1, -1, -1)).pooler_output
     assert 2 <= len(outputs.unique(dim=0)) <= 16
 
 
@@ -383,19 +386,23 @@ def tokens_out_of_the_last_block(model, *args, **kwargs) -> int:
     return shape[1]
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("backend", "dtype", "tolerance"), [("sdpa", torch.float64, 1e-12), ("eager", torch.float32, 5e-6)]
+)
 @pytest.mark.parametrize("options", SHORTCUT_OPTIONS, ids=["plain", "all_options", "no_bias", "one_layer"])
-def test_the_shortcut_gives_the_logits_and_gradients_of_the_full_block(options, backend, tiny, randomise):
-    model = with_backend(randomise(VitHfForImageClassification(tiny(**options))), backend)
+def test_the_shortcut_gives_the_logits_and_gradients_of_the_full_block(
+    options, backend, dtype, tolerance, tiny, randomise
+):
+    model = with_backend(randomise(VitHfForImageClassification(tiny(**options))), backend).to(dtype)
     labels = torch.tensor([0, 4, 2])
     short = model(images()).logits
     full = model.classifier(model.vit(images()).pooler_output)
-    close(short, full)
+    close(short, full, tolerance)
     found = gradients(model, F.cross_entropy(short, labels))
     expected = gradients(model, F.cross_entropy(full, labels))
     assert found.keys() == expected.keys() == dict(model.named_parameters()).keys()
     for name in expected:
-        close(found[name], expected[name], 5e-6)
+        close(found[name], expected[name], tolerance)
 
 
 def test_the_shortcut_computes_one_token_in_the_last_block(tiny):
@@ -547,7 +554,7 @@ def test_a_static_export_gives_the_same_logits(tiny, randomise):
     ids=["cls", "gap", "map", "all_options", "sincos", "stem"],
 )
 def test_training_moves_every_parameter(options, tiny):
-    """Three steps: the head starts at zero and so do the last norms of the stem, so that gradients come in one by one."""
+    """Three steps: the head and the last norms of the stem start at zero, so that gradients come in one by one."""
     model = VitHfForImageClassification(tiny(**options)).train()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -668,9 +675,7 @@ def test_labels_of_another_shape_raise_with_both_forms(labels, dtype, tiny):
         VitHfForImageClassification(tiny())(images(), labels=labels)
 
 
-@pytest.mark.parametrize(
-    "labels", [torch.tensor([0, 1, 2]), torch.full((3, 5), 0.2)], ids=["integers", "probabilities"]
-)
+@pytest.mark.parametrize("labels", [torch.tensor([0, 1, 2]), torch.full((3, 5), 0.2)], ids=["integers", "soft"])
 def test_training_never_changes_the_config(labels, tiny):
     model = VitHfForImageClassification(tiny()).train()
     before = model.config.to_dict()
@@ -740,20 +745,18 @@ def test_masked_modelling_takes_another_rectangle_at_run_time(tiny, randomise):
 
 
 def test_the_loss_counts_hidden_pixels_exactly_in_half_precision(tiny, randomise):
-    """bfloat16 has no 257: counted in it, a mean over many pixels is off by up to 0.4%."""
+    """bfloat16 has no 259: counted in it, a mean over 259 patches is off by 0.4%."""
     model = randomise(VitHfForMaskedImageModeling(tiny())).bfloat16()
-    picture, mask = images().bfloat16(), torch.arange(36).reshape(3, 12) < 25
+    picture, mask = images(30, 16, 24).bfloat16(), torch.arange(360).reshape(30, 12) < 259
     outputs = model(picture, mask)
-    pixels = mask.reshape(3, 1, 4, 3).repeat_interleave(4, 2).repeat_interleave(8, 3).expand(3, 3, 16, 24)
+    pixels = mask.reshape(30, 1, 4, 3).repeat_interleave(4, 2).repeat_interleave(8, 3).expand(30, 3, 16, 24)
     expected = (outputs.reconstruction.float() - picture.float()).abs()[pixels].mean()
     close(outputs.loss, expected, 1e-5)
 
 
 # ------------------------------------------------------------------------------------------- precision, copies
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    "options", [{}, {"position_embedding": "sincos2d"}, ALL_OPTIONS], ids=["plain", "sincos", "all"]
-)
+@pytest.mark.parametrize("options", THREE_KINDS, ids=["plain", "sincos", "all"])
 def test_half_precision_stays_near_float32(options, dtype, tiny, randomise):
     model = randomise(VitHfForImageClassification(tiny(**options)))
     expected = model(images()).logits

@@ -53,8 +53,8 @@ def hybrid(layers, width, mlp, blocks, kernel, stride, classes=1000):
 
 TI, S, B = (12, 192, 768), (12, 384, 1536), (12, 768, 3072)
 L, H = (24, 1024, 4096), (32, 1280, 5120)
-# Name: parameters with 1,000 classes at 224 px, and the same by formula. All but S/8, L/14 and H/16 are also the numbers
-# that the official code's own test holds (google-research/vision_transformer, vit_jax/models_test.py).
+# Name: parameters with 1,000 classes at 224 px, and the same by formula. All but S/8, L/14 and H/16 are also the
+# numbers that the official code's own test holds (google-research/vision_transformer, vit_jax/models_test.py).
 COUNTS = {
     "Ti/16": (5_717_416, plain(*TI, 16)),
     "S/32": (22_878_952, plain(*S, 32)),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from vit_hf.data.images import SUFFIXES
+from .images import SUFFIXES
 
 logger = logging.getLogger(__name__)
 

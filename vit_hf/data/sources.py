@@ -29,12 +29,12 @@ import PIL.Image
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset
 from datasets.exceptions import DatasetsError
 
-from vit_hf.data.cifar_archive import is_cifar, load_cifar
-from vit_hf.data.columns import check_labels, find_image_column, find_label_column, is_unlabelled, name_labels
-from vit_hf.data.hub_source import is_hub_id, load_hub
-from vit_hf.data.image_folder import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES, load_image_folder
-from vit_hf.data.images import SUFFIXES
-from vit_hf.data.splits import fingerprint, split_off
+from .cifar_archive import is_cifar, load_cifar
+from .columns import check_labels, find_image_column, find_label_column, is_unlabelled, name_labels
+from .hub_source import is_hub_id, load_hub
+from .image_folder import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES, load_image_folder
+from .images import SUFFIXES
+from .splits import fingerprint, split_off
 
 __all__ = ["ImageSource", "fingerprint", "load_source", "split_off"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, Image, IterableDataset
 
-from vit_hf.data.columns import label_values
+from .columns import label_values
 
 _FINGERPRINT_IMAGES = 1000
 

@@ -122,9 +122,9 @@ def build_mixing(augmentation: Augmentation, num_classes: int) -> torch.nn.Modul
     """
     choices: list[torch.nn.Module] = []
     if augmentation.mixup_alpha:
-        choices.append(v2.MixUp(alpha=augmentation.mixup_alpha, num_classes=num_classes))
+        choices.append(v2.MixUp(alpha=float(augmentation.mixup_alpha), num_classes=num_classes))
     if augmentation.cutmix_alpha:
-        choices.append(v2.CutMix(alpha=augmentation.cutmix_alpha, num_classes=num_classes))
+        choices.append(v2.CutMix(alpha=float(augmentation.cutmix_alpha), num_classes=num_classes))
     if not choices:
         return None
     return choices[0] if len(choices) == 1 else v2.RandomChoice(choices)

@@ -45,7 +45,6 @@ def render_card(runs: Sequence[str | Path]) -> str:
     first, recipe = results[0], recipes[0]
     data = ModelCardData(
         datasets=first["data"]["source"] if first["data"]["kind"] == "hub" else None,
-        license="apache-2.0",
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["vit_hf", "vision-transformer", "image-classification"],

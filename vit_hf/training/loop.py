@@ -70,7 +70,12 @@ def train(
     recipe = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
     short = {"data": "data.source", "max_steps": "optimization.max_steps"}
     recipe = recipe.override({short.get(name, name.replace("__", ".")): value for name, value in overrides.items()})
-    return _Run(recipe, output, quiet).run()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.cpu_threads or threads)
+    try:
+        return _Run(recipe, output, quiet).run()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def next_output(name: str) -> Path:

@@ -86,9 +86,13 @@ class Recipe:
     name: str
     """Short name, also of the default output folder."""
     data: DataFields
+    """What is learned from."""
     model: ModelFields = field(default_factory=ModelFields)
+    """What learns."""
     augmentation: Augmentation = field(default_factory=Augmentation)
+    """How the pictures are varied."""
     optimization: Optimization = field(default_factory=Optimization)
+    """How it learns."""
     seed: int = 0
     """Of weights, order, augmentation, mixing, dropout and drop path."""
     mixed_precision: str = "no"
@@ -101,6 +105,9 @@ class Recipe:
     """Pictures a process scores at once."""
     workers: int = 0
     """Processes that load and augment, beside each training process."""
+    cpu_threads: int | None = None
+    """Threads that torch uses in each process on the CPU; None leaves torch's choice. For the smallest nets one thread
+    is about as fast as two, and much faster when the machine has other work."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
@@ -140,6 +147,7 @@ class Recipe:
             ("optimization.max_steps", optimization.max_steps),
             ("optimization.max_device_batch_size", optimization.max_device_batch_size),
             ("optimization.clip_norm", optimization.clip_norm),
+            ("cpu_threads", self.cpu_threads),
             ("data.max_train_images", data.max_train_images),
             ("data.max_test_images", data.max_test_images),
         ):

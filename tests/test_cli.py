@@ -1,0 +1,253 @@
+"""The command line as a user meets it: what it prints, and one clear line for whatever the user can mend."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from transformers import ViTConfig, ViTForImageClassification
+
+from vit_hf import VitHfConfig, VitHfForImageClassification, VitHfImageProcessor
+from vit_hf.cli import main
+
+FAST = ["--max-steps", "2", "--data.max_train_images", "64", "--data.max_test_images", "40", "--trackers", "none"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A saved classifier of 8x8 pictures with three classes."""
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    config = VitHfConfig(image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                         intermediate_size=32, id2label={0: "cat", 1: "dog", 2: "a bird"})  # fmt: skip
+    torch.manual_seed(0)
+    network = VitHfForImageClassification(config)
+    with torch.no_grad():
+        network.classifier.weight.normal_()
+    network.save_pretrained(folder)
+    VitHfImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "photo.png"
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def fails(capsys, *arguments, code: int = 1) -> str:
+    """Run a command that must fail; return its one line on stderr."""
+    assert main([str(argument) for argument in arguments]) == code
+    streams = capsys.readouterr()
+    assert "Traceback" not in streams.err
+    lines = [line for line in streams.err.splitlines() if "error:" in line]
+    assert len(lines) == 1, streams.err
+    return lines[0]
+
+
+# ------------------------------------------------------------------------------------------- what works
+def test_train_prints_a_table_the_result_and_the_next_commands(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits", *FAST, "--seed", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "train loss" in printed
+    assert "test: top-1" in printed
+    for command in ("vit-hf predict runs/digits", "vit-hf evaluate runs/digits", "import vit_hf", "hf upload"):
+        assert command in printed
+    folder = tmp_path / "runs" / "digits"
+    assert json.loads((folder / "results.json").read_text())["seed"] == 3
+    assert len(list((folder / "examples").glob("*.png"))) == 4
+    card = (folder / "README.md").read_text()
+    top1 = json.loads((folder / "results.json").read_text())["top1"]
+    assert f"{top1:.2%}" in card
+    assert main(["train", "digits", *FAST]) == 0
+    assert (tmp_path / "runs" / "digits-2").is_dir()  # the first run is left alone
+
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--output", str(tmp_path / "scores")]) == 0
+    assert "on 359 pictures of digits, split test" in capsys.readouterr().out
+    assert json.loads((tmp_path / "scores" / "results.json").read_text())["n"] == 359
+
+
+def test_predict_prints_probabilities_and_draws_them(model, picture, tmp_path, capsys):
+    assert main(["predict", str(model), str(picture), str(picture), "--save-plot", str(tmp_path / "plot.png")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("%") == 6
+    assert "a bird" in printed
+    with PIL.Image.open(tmp_path / "plot.png") as plot:
+        assert plot.size[0] > 300
+
+
+def test_predict_as_json_gives_probabilities_that_sum_to_one(model, picture, capsys):
+    assert main(["predict", str(model), str(picture), "--json", "--top-k", "3"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["image"] == str(picture)
+    values = [entry["probability"] for entry in answer["predictions"]]
+    assert sum(values) == pytest.approx(1, abs=1e-6)
+    assert values == sorted(values, reverse=True)
+
+
+def test_summary_of_one_variant_and_of_several(capsys):
+    assert main(["summary", "B/16"]) == 0
+    assert "86,567,656" in capsys.readouterr().out
+    assert main(["summary", "Ti/16", "S/16"]) == 0
+    printed = capsys.readouterr().out
+    assert "Ti/16" in printed
+    assert "S/16" in printed
+
+
+def test_recipes_lists_all_and_prints_one_that_can_be_trained(capsys, tmp_path):
+    assert main(["recipes"]) == 0
+    assert "cifar100_scratch" in capsys.readouterr().out
+    assert main(["recipes", "digits"]) == 0
+    path = tmp_path / "mine.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert main(["recipes", str(path)]) == 0
+    assert capsys.readouterr().out == path.read_text()
+
+
+def test_every_command_has_help(capsys):
+    for command in ([], ["train"], ["evaluate"], ["predict"], ["summary"], ["recipes"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--help"])
+        assert stop.value.code == 0
+        assert "usage: vit-hf" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------- what the user can mend
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digitz"], r"unknown recipe 'digitz'; expected one of .*did you mean digits"),
+        (["missing.yaml"], r"no recipe file .*missing.yaml"),
+        (["digits", "--optimization.lerning_rate", "1"], r"unknown recipe field .*did you mean optimization.learning"),
+        (["digits", "--seed", "many"], r"seed is 'many'; expected int"),
+        (["digits", "--optimization.batch_size", "0"], r"optimization.batch_size is 0; expected more than 0"),
+        (["digits", "--optimization.epochs"], r"--optimization.epochs has no value"),
+        (["digits", "surplus"], r"found 'surplus' where an option was expected"),
+        (["digits", "--data", "./no/such/folder"], r"no data at .*no/such/folder; expected .*; check the path"),
+        (["digits", "--model.image_size", "10"], r"image_size 10 .*is not divisible by patch_size 4; use 8 or 12"),
+        (["digits", "--data.validation_fraction", "0", "--keep", "best"], r"set data.validation_fraction"),
+        (["digits", "--data.image_column", "photo"], r"photo"),
+        (["vit_finetune", "--data", "digits", "--model.init_from", "./nowhere"], r"nowhere"),
+    ],
+)  # fmt: skip
+def test_a_bad_training_command_says_in_one_line_how_to_mend_it_and_writes_nothing(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    line = fails(capsys, "train", *arguments)
+    assert line.startswith("vit-hf train: error:")
+    assert __import__("re").search(message, line), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def labelled(labels, names, images=None) -> Dataset:
+    pictures = images or [PIL.Image.new("L", (8, 8), 40 * i) for i in range(len(labels))]
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    return Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+
+
+def test_labels_out_of_range_name_row_value_and_range(tmp_path, capsys, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.chdir(tmp_path)
+    good = labelled([0, 1, 1, 0], ["a", "b"])
+    good.to_parquet("good.parquet")
+    table = pq.read_table("good.parquet")
+    column = table.schema.get_field_index("label")
+    pq.write_table(table.set_column(column, table.schema.field("label"), pa.array([0, 1, 7, 0])), "bad.parquet")
+    line = fails(capsys, "train", "digits", "--data", "bad.parquet", "--output", "run")
+    assert "row 2" in line
+    assert "7" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_class_folder_tree_is_one_error(tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    line = fails(capsys, "train", "digits", "--data", tmp_path / "pictures", "--output", tmp_path / "run")
+    assert "found neither images nor Parquet files" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unreadable_picture_is_named_with_its_row_and_nothing_half_trained_is_saved(tmp_path, capsys):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            for i in range(8):
+                PIL.Image.new("RGB", (8, 8), (30 * i, 0, 0)).save(tmp_path / "pictures" / split / name / f"{i}.png")
+    (tmp_path / "pictures" / "train" / "dog" / "5.png").write_bytes(b"<html>not a picture</html>")
+    arguments = [
+        "--data",
+        tmp_path / "pictures",
+        "--output",
+        tmp_path / "run",
+        "--max-steps",
+        "20",
+        "--trackers",
+        "none",
+    ]
+    arguments += ["--optimization.batch_size", "8", "--data.validation_fraction", "0"]
+    line = fails(capsys, "train", "digits", *arguments)
+    assert "of the training split" in line
+    assert "5.png" in line
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_predict_names_a_missing_and_an_unreadable_picture(model, tmp_path, capsys):
+    assert "nothing.png" in fails(capsys, "predict", model, tmp_path / "nothing.png")
+    (tmp_path / "text.png").write_text("hello")
+    assert "text.png" in fails(capsys, "predict", model, tmp_path / "text.png")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, picture, capsys):
+    stock = ViTConfig(image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                      intermediate_size=32)  # fmt: skip
+    ViTForImageClassification(stock).save_pretrained(tmp_path / "stock")
+    VitHfImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "stock")
+    line = fails(capsys, "predict", tmp_path / "stock", picture)
+    assert "holds a model of type 'vit'" in line
+    assert "'vit_hf'" in line
+
+
+def test_evaluating_on_data_with_other_classes_names_the_first_unknown_one(model, capsys):
+    line = fails(capsys, "evaluate", model, "--data", "digits")
+    assert "unknown to the model (first: '0'" in line
+
+
+def test_evaluating_a_folder_without_a_recipe_asks_for_the_data(model, capsys):
+    assert "name the data with --data SOURCE" in fails(capsys, "evaluate", model)
+
+
+def test_an_unknown_variant_names_near_ones(capsys):
+    assert "B/16" in fails(capsys, "summary", "B16")
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_old_files(tmp_path, capsys, monkeypatch):
+    import errno
+
+    def full(self, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(VitHfForImageClassification, "save_pretrained", full)
+    line = fails(capsys, "train", "digits", *FAST, "--output", tmp_path / "run")
+    assert "no space left (" in line
+    assert "MiB free" in line
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not list((tmp_path / "run").rglob(".writing-*"))
+
+
+def test_a_hub_data_set_without_a_network_names_the_command_that_mends_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    line = fails(capsys, "train", "digits", "--data", "owner/pictures", "--output", tmp_path / "run")
+    assert "hf download --repo-type dataset owner/pictures" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="unknown recipe"):
+        main(["train", "digitz", "--debug"])

@@ -1,0 +1,262 @@
+"""Loading: batches depend on addresses (seed, epoch, row) alone, each row comes once, a broken row is named."""
+
+import io
+import itertools
+from collections import Counter
+
+import PIL.Image
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from datasets import ClassLabel, Dataset, Features, Image
+
+from vit_hf import VitHfImageProcessor
+from vit_hf.data.images import BadImageError, read_image
+from vit_hf.data.loading import (
+    StepSampler,
+    TrainRows,
+    TrainStream,
+    build_evaluation_loader,
+    build_train_loader,
+    seed_from,
+)
+from vit_hf.data.transforms import Augmentation, TrainTransform
+
+COLUMNS = {"image_column": "image", "label_column": "label"}
+STRONG = Augmentation(crop="inception", flip=True, randaugment_ops=2, color_jitter=0.4, erasing=0.5)
+
+
+def png(row: int) -> bytes:
+    generator = torch.Generator().manual_seed(row)
+    pixels = torch.randint(256, (12, 10, 3), generator=generator, dtype=torch.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels.numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def pictures(count: int, **replaced) -> Dataset:
+    """Return `count` noise pictures of three classes; `replaced` maps "row_5" to other bytes."""
+    images = [{"bytes": replaced.get(f"row_{row}", png(row)), "path": None} for row in range(count)]
+    features = Features({"image": Image(decode=False), "label": ClassLabel(names=["cat", "dog", "eel"])})
+    return Dataset.from_dict({"image": images, "label": [row % 3 for row in range(count)]}, features=features)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return VitHfImageProcessor(size={"height": 8, "width": 8})
+
+
+@pytest.fixture(scope="module")
+def transform(processor):
+    return TrainTransform(STRONG, processor)
+
+
+@pytest.fixture(scope="module")
+def split():
+    return pictures(22)
+
+
+def batches_of(split, transform, *, steps=6, batch_size=8, accumulation=1, seed=3, workers=0):
+    loader = build_train_loader(
+        split,
+        **COLUMNS,
+        transform=transform,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        num_steps=steps,
+        seed=seed,
+        workers=workers,
+    )
+    return list(itertools.islice(loader, steps * accumulation))
+
+
+def assert_same(found: list[dict], expected: list[dict]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in ("rows", "labels", "pixel_values"))
+
+
+# ---------------------------------------------------------------------------------------------- order
+@pytest.mark.parametrize("num_rows", [1, 7, 64, 97])
+def test_every_row_comes_once_an_epoch_and_no_step_is_ragged(num_rows):
+    steps = list(StepSampler(num_rows, 8, num_steps=3 * num_rows, seed=0))  # 24 whole epochs
+    assert [len(step) for step in steps] == [8] * (3 * num_rows)
+    addresses = [address for step in steps for address in step]
+    assert Counter(addresses) == Counter(itertools.product(range(24), range(num_rows)))
+    assert [epoch for epoch, _ in addresses] == sorted(epoch for epoch, _ in addresses)
+
+
+def test_the_order_depends_on_seed_and_epoch_only():
+    def orders(seed, batch_size):
+        addresses = itertools.chain(*StepSampler(40, batch_size, num_steps=80 // batch_size, seed=seed))
+        return [
+            [row for epoch, row in addresses_of] for _, addresses_of in itertools.groupby(addresses, lambda a: a[0])
+        ]
+
+    first, second = orders(0, 8)
+    assert first != second
+    assert first != sorted(first)
+    torch.manual_seed(99)
+    assert orders(0, 20) == [first, second]
+    assert orders(1, 8)[0] != first
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("first_step", range(11))
+def test_a_run_that_begins_at_a_step_has_the_batches_of_the_whole_run(first_step, accumulation):
+    options = {"accumulation": accumulation, "num_steps": 10, "seed": 5}
+    whole = list(StepSampler(23, 6, **options))
+    rest = StepSampler(23, 6, first_step=first_step, **options)
+    assert list(rest) == whole[first_step * accumulation :]
+    assert len(rest) == (10 - first_step) * accumulation
+
+
+@pytest.mark.parametrize("accumulation", [2, 3, 6])
+def test_accumulation_splits_the_rows_of_a_step(accumulation):
+    whole = list(StepSampler(23, 6, num_steps=10, seed=5))
+    parts = list(StepSampler(23, 6, accumulation=accumulation, num_steps=10, seed=5))
+    assert {len(part) for part in parts} == {6 // accumulation}
+    joined = [list(itertools.chain(*parts[at : at + accumulation])) for at in range(0, len(parts), accumulation)]
+    assert joined == whole
+
+
+def test_two_processes_share_each_batch_without_overlap():
+    options = {"accumulation": 2, "num_steps": 6, "seed": 1}
+    halves = [
+        list(BatchSamplerShard(StepSampler(23, 8, **options), 2, process, split_batches=True)) for process in range(2)
+    ]
+    whole = list(StepSampler(23, 8, **options))
+    assert len(halves[0]) == len(halves[1]) == len(whole) == 12
+    for left, right, batch in zip(*halves, whole, strict=True):
+        assert len(left) == len(right) == 2
+        assert left + right == batch
+        assert not set(left) & set(right)
+
+
+def test_equal_addresses_have_equal_seeds_and_others_do_not():
+    addresses = list(itertools.product(("order", "augment"), range(10), range(10), range(10)))
+    assert len({seed_from(*address) for address in addresses}) == len(addresses)
+    assert seed_from("order", 1, 23) != seed_from("order", 12, 3)
+    assert seed_from("order", 0, 0) == 8105155533265743171  # on every machine and version
+
+
+# ---------------------------------------------------------------------------------------------- training batches
+def test_training_batches_have_the_shapes_and_types_the_model_takes(split, transform):
+    for batch in batches_of(split, transform):
+        assert batch["pixel_values"].shape == (8, 3, 8, 8)
+        assert batch["pixel_values"].dtype == torch.float32
+        assert batch["labels"].dtype == batch["rows"].dtype == torch.int64
+        assert torch.equal(batch["labels"], batch["rows"] % 3)
+
+
+def test_batches_are_the_same_with_no_worker_and_with_two(split, transform):
+    assert_same(batches_of(split, transform, workers=2), batches_of(split, transform))
+
+
+def test_accumulated_batches_hold_the_same_pixels(split, transform):
+    parts, whole = batches_of(split, transform, accumulation=2), batches_of(split, transform)
+    joined = [
+        {name: torch.cat([first[name], second[name]]) for name in first}
+        for first, second in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    assert_same(joined, whole)
+
+
+def test_another_seed_changes_order_and_pixels(split, transform):
+    one, other = batches_of(split, transform, steps=1)[0], batches_of(split, transform, steps=1, seed=4)[0]
+    assert not torch.equal(one["rows"], other["rows"])
+
+
+def test_augmentation_depends_on_seed_epoch_and_row_only(split, transform):
+    rows = TrainRows(split, "image", "label", transform, seed=0)
+    addresses = list(itertools.product(range(2), range(6)))
+    first = {address: rows[address]["pixel_values"] for address in addresses}
+    torch.manual_seed(12345)
+    again = {address: rows[address]["pixel_values"] for address in reversed(addresses)}
+    assert all(torch.equal(first[address], again[address]) for address in addresses)
+    other_seed = TrainRows(split, "image", "label", transform, seed=1)
+    for row in range(6):
+        assert not torch.equal(first[0, row], first[1, row])
+        assert not torch.equal(first[0, row], other_seed[0, row]["pixel_values"])
+
+
+def test_augmentation_leaves_the_global_generator_as_it_was(split, transform):
+    rows = TrainRows(split, "image", "label", transform, seed=0)
+    before = torch.get_rng_state()
+    rows[0, 1]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_broken_training_picture_is_named_by_row(transform):
+    split = pictures(6, row_4=png(4)[:60])
+    with pytest.raises(BadImageError, match="row 4 of the training split"):
+        batches_of(split, transform, steps=1, batch_size=6)
+
+
+# ---------------------------------------------------------------------------------------------- streams
+def test_a_streamed_set_trains_epoch_after_epoch_in_another_order(split, transform):
+    stream = split.to_iterable_dataset(num_shards=2)
+    whole = batches_of(stream, transform, steps=11, batch_size=4)  # 2 epochs of 22 samples
+    labels = torch.cat([batch["labels"] for batch in whole]).tolist()
+    rows = torch.cat([batch["rows"] for batch in whole]).tolist()
+    assert rows == [*range(22)] * 2
+    counts = Counter(split["label"])
+    assert Counter(labels[:22]) == Counter(labels[22:]) == counts
+    assert labels[:22] != labels[22:]
+
+
+def test_a_streamed_set_gives_the_same_batches_again(split, transform):
+    stream = split.to_iterable_dataset()
+    first = batches_of(stream, transform)
+    torch.manual_seed(7)
+    assert_same(batches_of(stream, transform), first)
+    assert_same(batches_of(stream, transform, workers=2), first)  # workers are for map-style sets
+
+
+def test_an_empty_stream_is_an_error(transform):
+    empty = pictures(3).to_iterable_dataset().filter(lambda sample: False)
+    with pytest.raises(ValueError, match="training stream has no samples; expected at least 1"):
+        next(iter(TrainStream(empty, "image", "label", transform, seed=0)))
+
+
+@pytest.mark.parametrize("label", [-1, None])
+def test_a_missing_label_in_a_stream_names_sample_value_and_range(transform, processor, label):
+    split = pictures(5)
+    stream = split.remove_columns("label").add_column("label", [0, 1, 2, label, 0], feature=split.features["label"])
+    stream = stream.to_iterable_dataset()
+    with pytest.raises(ValueError, match=rf"training stream has label {label} in column 'label'; expected 0 to 2"):
+        batches_of(stream, transform, steps=1, batch_size=5)
+    with pytest.raises(ValueError, match=rf"sample 3 of split test has label {label} in column 'label'"):
+        list(evaluation_loader(stream, processor))
+
+
+# ---------------------------------------------------------------------------------------------- evaluation
+def evaluation_loader(split, processor, *, workers=0):
+    return build_evaluation_loader(split, **COLUMNS, name="test", processor=processor, batch_size=8, workers=workers)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_gives_every_row_once_in_order_as_the_processor_makes_it(split, processor, streamed, workers):
+    given = split.to_iterable_dataset() if streamed else split
+    batches = list(evaluation_loader(given, processor, workers=workers))
+    assert [len(batch["rows"]) for batch in batches] == [8, 8, 6]
+    assert torch.cat([batch["rows"] for batch in batches]).tolist() == list(range(22))
+    assert torch.cat([batch["labels"] for batch in batches]).tolist() == split["label"][:]
+    decoded = [read_image(sample["image"], where="test") for sample in split]
+    expected = processor(decoded, return_tensors="pt")["pixel_values"]
+    assert torch.equal(torch.cat([batch["pixel_values"] for batch in batches]), expected)
+
+
+def test_evaluation_accepts_pictures_of_several_modes_and_sizes(processor):
+    buffer = io.BytesIO()
+    PIL.Image.new("LA", (30, 5), (90, 128)).save(buffer, format="PNG")
+    batch = next(iter(evaluation_loader(pictures(4, row_2=buffer.getvalue()), processor)))
+    assert batch["pixel_values"].shape == (4, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("streamed", "place"), [(False, "row 3 of split test"), (True, "sample 3 of split test")])
+def test_a_broken_evaluation_picture_is_named_by_row_and_split(processor, streamed, place):
+    split = pictures(5, row_3=b"<html>not found</html>")
+    with pytest.raises(BadImageError, match=f"{place}: an HTML page"):
+        list(evaluation_loader(split.to_iterable_dataset() if streamed else split, processor))
