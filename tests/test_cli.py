@@ -1,6 +1,8 @@
 """The command line as a user meets it: what it prints, and one clear line for whatever the user can mend."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -140,7 +142,7 @@ def test_a_bad_training_command_says_in_one_line_how_to_mend_it_and_writes_nothi
     monkeypatch.chdir(tmp_path)
     line = fails(capsys, "train", *arguments)
     assert line.startswith("vit-hf train: error:")
-    assert __import__("re").search(message, line), line
+    assert re.search(message, line), line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -251,3 +253,15 @@ def test_a_hub_data_set_without_a_network_names_the_command_that_mends_it(capsys
 def test_debug_shows_the_traceback():
     with pytest.raises(ValueError, match="unknown recipe"):
         main(["train", "digitz", "--debug"])
+
+
+def test_the_python_examples_of_the_readme_run(tmp_path, monkeypatch, capsys, picture):
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    picture.rename(tmp_path / "picture.png")
+    assert "optimization__epochs=10" in first
+    assert '"B/16"' in second
+    code = first.replace("optimization__epochs=10", "optimization__max_steps=2") + second.replace('"B/16"', '"Ti/16"')
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip().splitlines()[-1].split()[0] in set("0123456789")

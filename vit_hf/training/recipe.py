@@ -129,6 +129,10 @@ class Recipe:
                 variant(self.model.variant, **self.model.config)
             except StrictDataclassError as error:  # the network is impossible
                 raise ValueError(f"model: {error.__cause__ or error}") from error
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """Known words, and numbers within their ranges."""
         optimization, data = self.optimization, self.data
         for name, value, known in (
             ("optimization.optimizer", optimization.optimizer, ("adamw", "sgd")),
@@ -171,6 +175,11 @@ class Recipe:
         ):
             if number is not None and not 0 <= number < math.inf:
                 raise ValueError(f"{name} is {number}; expected 0 or more")
+        if optimization.min_learning_rate > optimization.learning_rate:
+            raise ValueError(
+                f"optimization.min_learning_rate is {optimization.min_learning_rate}; expected at most "
+                f"optimization.learning_rate, {optimization.learning_rate}"
+            )
 
     def override(self, values: Mapping[str, Any]) -> "Recipe":
         """Return a copy in which the named fields have other values.
