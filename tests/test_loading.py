@@ -40,15 +40,6 @@ ALL_OPTIONS = MANY_OPTIONS["all_options"]
 NAMES = {0: "ant", 1: "bee", 2: "cat", 3: "dog", 4: "elk"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """As in the other process: the order of sums, and so the last bit, depends on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def tiny_names(tiny):
     """The small config with names of its five classes."""

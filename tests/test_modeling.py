@@ -27,15 +27,6 @@ ALL_OPTIONS = {"num_register_tokens": 2, "qk_norm": True, "layer_scale_init": 0.
 THREE_KINDS = [{}, {"position_embedding": "sincos2d"}, ALL_OPTIONS]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Little models are faster on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def images(*batch_and_size: int, seed: int = 1) -> torch.Tensor:
     batch, height, width = batch_and_size or (3, 16, 24)
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))

@@ -59,7 +59,7 @@ class RunDisplay:
             f"{'-' if values.get(key) is None else form.format(values[key]).rstrip('%'):>{width}}"
             for _, width, key, form in _COLUMNS
         ]
-        self.console.print("".join(cells) + (f"  {note}" if note else ""))
+        self.console.print("".join(cells) + (f"  {note}" if note else ""), soft_wrap=True)
 
     def print(self, text: str = "") -> None:
         """Print a line."""
