@@ -101,10 +101,10 @@ def test_every_number_of_one_run_equals_its_record(run):
     for words in (
         "17 classes and 5,432,109 parameters",
         "animals: train 20,000, test 1,234 pictures",
-        "`train` `aa11`\n`test` `bb22`",
+        "- train: `aa11`\n- test: `bb22`",
         "4,321 steps (12.5 epochs), Some GPU, 2 processes, precision no.",
         "Versions: torch 2.12.0, transformers 5.20.0.",
-        "`vit-hf train mine.yaml`",
+        "```bash\nvit-hf train mine.yaml\n```",
     ):
         assert words in card
 
@@ -137,9 +137,9 @@ def test_the_card_says_what_the_weights_were_chosen_by(run):
     held_out = render_card([run("a")])
     own_split = render_card([run("b", fields={"data.validation_fraction": 0.0})])
     last = render_card([run("c", kept="last")])
-    assert "the best\non pictures held out of the training split" in held_out
-    assert "the best\non pictures of the validation split" in own_split
-    assert "the last\nof the run" in last
+    assert "the best on pictures held out of the training split" in held_out
+    assert "the best on pictures of the validation split" in own_split
+    assert "the last of the run" in last
 
 
 @pytest.mark.parametrize(
@@ -198,3 +198,9 @@ def test_a_folder_without_its_records_is_an_error(run, name):
 def test_no_run_is_an_error():
     with pytest.raises(ValueError, match="expected at least one finished run folder"):
         render_card([])
+
+
+def test_the_command_in_the_card_names_no_folder_of_the_machine(run):
+    card = render_card([run(command="vit-hf train digits --output /home/me/run --data /home/me/animals --seed 3")])
+    assert "\nvit-hf train digits --data animals --seed 3\n" in card
+    assert "/home/me" not in card

@@ -75,20 +75,19 @@ def _body(results: list[dict[str, Any]], recipe: dict[str, Any]) -> str:
     splits = first["data"]["splits"].items()
     sizes = ", ".join(f"{name} {split['n']:,}" if split["n"] else f"{name} streamed" for name, split in splits)
     held_out = "held out of the training split" if recipe["data"]["validation_fraction"] else "of the validation split"
+    kept = f"the best on pictures {held_out}" if first["kept"] == "best" else "the last of the run"
     config = {key: value for key, value in recipe["model"].items() if value is not None}
     return f"""# {first["recipe"]}: a Vision Transformer trained with vit-hf
 {_shortened(first, recipe)}
-An image classifier with {first["data"]["num_labels"]} classes and {first["parameters"]:,} parameters
-({", ".join(f"{key} {value}" for key, value in config.items())}), trained on
-{_DATASETS.get(source, source)}.
+An image classifier with {first["data"]["num_labels"]} classes and {first["parameters"]:,} parameters, trained on
+{_DATASETS.get(source, source)}: {", ".join(f"{key} {value}" for key, value in config.items())}.
 
 ## Results
 
 {_table(results)}
 
-Scored on the split "{first["split"]}", every picture once; the weights kept are the {first["kept"]}
-{f"on pictures {held_out}" if first["kept"] == "best" else "of the run"}. The test split was scored
-once, after training.
+Scored on the split "{first["split"]}", every picture once, after training. The weights are {kept}.
+{"The spread is the standard deviation over the seeds." if len(results) > 1 else ""}
 
 ## Use
 
@@ -109,14 +108,17 @@ for any picture, also for one that shows none of them. It has not been tested on
 
 ## Data
 
-{_DATASETS.get(source, source)}: {sizes} pictures. SHA-256 of the content by split:
-{chr(10).join(f"`{name}` `{split['sha256']}`" for name, split in first["data"]["splits"].items())}
+{_DATASETS.get(source, source)}: {sizes} pictures. SHA-256 of the content:
+
+{chr(10).join(f"- {name}: `{split['sha256']}`" for name, split in splits)}
 
 ## Training
 
-`{first["command"]}`
+```bash
+{_command(first["command"])}
+```
 
-{first["steps"]:,} steps{f" ({first['epochs']} epochs)" if first["epochs"] else ""}, {first["device"]}, \
+{first["steps"]:,} steps{f" ({first['epochs']:.1f} epochs)" if first["epochs"] else ""}, {first["device"]}, \
 {first["processes"]} process{"es" if first["processes"] > 1 else ""}, precision {recipe["mixed_precision"]}. \
 Versions: {", ".join(f"{name} {number}" for name, number in first["versions"].items())}.
 
@@ -133,6 +135,17 @@ Versions: {", ".join(f"{name} {number}" for name, number in first["versions"].it
 Dosovitskiy et al., An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale, ICLR 2021,
 [arXiv 2010.11929](https://arxiv.org/abs/2010.11929).
 """
+
+
+def _command(command: str) -> str:
+    """Return the command without the folder of the run, and absolute paths by their last name only."""
+    words, kept = iter(command.split()), []
+    for word in words:
+        if word == "--output":
+            next(words, None)
+        elif not word.startswith("--output="):
+            kept.append(Path(word).name if word.startswith(("/", "~")) else word)
+    return " ".join(kept)
 
 
 def _shortened(result: dict[str, Any], recipe: dict[str, Any]) -> str:

@@ -15,9 +15,9 @@ def digits() -> Recipe:
     """Train a small ViT from scratch on scikit-learn's 8x8 handwritten digits: the first thing to run, offline.
 
     Source: our own. The pictures are enlarged to 16 px, so that patches of 4 see what rotation, shift and scale by
-    fractions of a pixel do: on 30% of train held out, mean of three seeds, that gave 99.1%, against 97% at 8 px with
-    shifts by whole pixels.
-    Command: vit-hf train digits
+    fractions of a pixel do; chosen on 30% of train held out (99.1% there, mean of three seeds at 100 epochs).
+    Command: vit-hf train digits (one core of an AMD EPYC: 52 s)
+    Result: 98.70% +- 0.64% test top-1 (mean and standard deviation of seeds 0, 1, 2; 359 pictures).
     """
     return Recipe(
         name="digits",
@@ -56,7 +56,8 @@ def cifar100_scratch() -> Recipe:
     Source: the 300-epoch recipe of Compact Transformers (SHI-Labs/Compact-Transformers, arXiv 2104.05704), with a plain
     ViT in place of CCT; its nearest published relative, ViT-Lite-7/4, reaches 69.75% in 200 epochs.
     Command: vit-hf train cifar100_scratch
-    Result: not yet run in full.
+    Result: not yet run in full. Shortened (2,000 pictures, 557,540 parameters, 20 epochs): 10.16% on the 10,000 test
+    pictures; see model_cards/cifar100_scratch.md.
     """
     return Recipe(
         name="cifar100_scratch",
