@@ -528,7 +528,7 @@ def test_fresh_process_without_the_package_loads_both_backends_offline(tmp_path)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
     run = subprocess.run(
-        [sys.executable, "-P", "-I", "-c", FRESH_PROCESS],
+        [sys.executable, "-I", "-c", FRESH_PROCESS],
         cwd=tmp_path,
         env=environment,
         stdin=subprocess.DEVNULL,  # a question would end it

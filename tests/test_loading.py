@@ -660,7 +660,7 @@ def fresh_process(tmp_path_factory, tiny, randomise):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
     environment["HF_MODULES_CACHE"] = str(folder / "modules")
     run = subprocess.run(
-        [sys.executable, "-P", "-I", "-c", FRESH_PROCESS],
+        [sys.executable, "-I", "-c", FRESH_PROCESS],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,  # a question would end it

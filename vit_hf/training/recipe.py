@@ -325,7 +325,8 @@ def _check_type(name: str, value: Any, annotation: Any) -> None:
 
 
 def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    plain = isinstance(annotation, type) and get_origin(annotation) is None
+    return annotation.__name__ if plain else str(annotation)
 
 
 def _unknown_field(name: str, known: list[str]) -> str:
