@@ -1,11 +1,12 @@
 """Train or fine-tune by a recipe under `accelerate launch`: several GPUs, several machines, or two CPU processes.
 
 The options are those of `vit-hf train`; the loop itself is `vit_hf/training/loop.py`. The batch size of a recipe is
-global: it is divided by the number of processes, so results do not depend on how many there are.
+global: it is divided by the number of processes, so the batches are the same however many there are. The recipe also
+decides the precision (`--mixed_precision` after the script's name), not the launcher.
 
-    accelerate launch --multi_gpu --num_processes 8 --mixed_precision bf16 scripts/finetune_accelerate.py \
-        vit_finetune --model.init_from FOLDER_OR_HUB_ID --data SOURCE --mixed_precision bf16
-    accelerate launch --cpu --num_processes 2 scripts/finetune_accelerate.py digits
+    accelerate launch --multi_gpu --num_processes 8 scripts/finetune_accelerate.py vit_finetune \
+        --model.init_from FOLDER_OR_HUB_ID --data SOURCE
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 scripts/finetune_accelerate.py digits
 """
 
 import sys

@@ -328,6 +328,22 @@ def test_a_saved_model_that_does_not_repeat_its_record_is_an_error(tmp_path, mon
         train(recipe, output=tmp_path / "run", quiet=True)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_half_precision_that_the_device_lacks_is_refused_and_not_recorded(tmp_path):
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        train(small(mixed_precision="fp16"), output=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_is_really_used(tmp_path):
+    for precision in ("no", "bf16"):
+        train(small(mixed_precision=precision, keep="last"), output=tmp_path / precision, quiet=True)
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("no", "bf16"))
+    difference = max((a[name] - b[name]).abs().max().item() for name in a)
+    assert 1e-5 < difference < 1e-2
+    assert all(tensor.dtype == torch.float32 for tensor in b.values())
+
+
 @pytest.mark.slow
 def test_the_digits_recipe_reaches_97_percent_on_average_of_three_seeds(tmp_path):
     scores = [train("digits", output=tmp_path / str(s), quiet=True, seed=s).results["top1"] for s in range(3)]

@@ -170,17 +170,19 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _summary(options: argparse.Namespace) -> int:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from .inspection.summary import compare, render, summarise
     from .variants import VARIANTS, variant
 
     console, sizes = Console(), {"image_size": options.image_size, "num_labels": options.num_labels}
-    if len(options.variants) == 1:
-        name = options.variants[0]
-        console.print(render(summarise(variant(name, **sizes)), title=name))
-    else:
-        console.print(compare(options.variants or VARIANTS, **sizes))
+    with console.status("counting"):
+        if len(options.variants) == 1:
+            name = options.variants[0]
+            shown: RenderableType = render(summarise(variant(name, **sizes)), title=name)
+        else:
+            shown = compare(options.variants or VARIANTS, **sizes)
+    console.print(shown)
     return 0
 
 

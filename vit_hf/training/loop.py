@@ -107,6 +107,8 @@ class _Run:
             dataloader_config=DataLoaderConfiguration(split_batches=True),
             dynamo_backend="inductor" if recipe.compile else None,
         )
+        if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would ignore it
+            raise ValueError("mixed_precision fp16 needs a GPU, this process has none; use bf16, or no for float32")
         plan = plan_steps(
             recipe.optimization, num_images=num_rows(pictures.train), num_processes=accelerator.num_processes
         )
