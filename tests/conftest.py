@@ -1,5 +1,8 @@
 """Shared by all tests: where the optional data lies, and small models."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,39 @@ def randomise():
         return model.eval()
 
     return fill
+
+
+WITHOUT_PACKAGE = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "vit_hf":
+            raise ImportError("vit_hf is blocked")
+
+sys.meta_path.insert(0, Blocker())
+import torch
+torch.set_num_threads(1)
+"""
+
+
+@pytest.fixture(scope="session")
+def run_without_package():
+    """Give a function that runs a script in a folder, in a new offline process where vit_hf cannot be imported."""
+
+    def run(script: str, folder: Path, *arguments: object) -> str:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
+        environment["HF_MODULES_CACHE"] = str(folder / "modules")
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", WITHOUT_PACKAGE + script, *map(str, arguments)],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,  # a question would end it
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

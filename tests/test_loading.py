@@ -1,11 +1,8 @@
 """Saving and loading: bit-equal, strict, openly to other sizes, labels and classes, with and without the package."""
 
 import json
-import os
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -589,20 +586,11 @@ def test_label_names_with_a_wrong_inverse_raise(saved):
 # ------------------------------------------------------------------------------------------- a process of its own
 FRESH_PROCESS = """
 import json, sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "vit_hf":
-            raise ImportError("vit_hf is blocked")
-
-sys.meta_path.insert(0, Blocker())
-import torch
 from PIL import Image
 from transformers import (
     AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling, pipeline,
 )
 
-torch.set_num_threads(1)
 pixels, found = torch.load("pixels.pt", weights_only=True), {}
 
 # without the flag nothing runs
@@ -646,7 +634,7 @@ with open("found.json", "w") as file:
 
 
 @pytest.fixture(scope="module")
-def fresh_process(tmp_path_factory, tiny, randomise):
+def fresh_process(tmp_path_factory, tiny, randomise, run_without_package):
     """What a process without the package finds in a saved folder; returns the answers, outputs, model and folder."""
     from PIL import Image
 
@@ -657,18 +645,7 @@ def fresh_process(tmp_path_factory, tiny, randomise):
     torch.save(images(), folder / "pixels.pt")
     colours = torch.randint(0, 255, (20, 30, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     Image.fromarray(colours.numpy()).save(folder / "picture.png")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
-    environment["HF_MODULES_CACHE"] = str(folder / "modules")
-    run = subprocess.run(
-        [sys.executable, "-I", "-c", FRESH_PROCESS],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,  # a question would end it
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert run.returncode == 0, run.stderr
+    run_without_package(FRESH_PROCESS, folder)
     outputs = torch.load(folder / "outputs.pt", weights_only=True)
     return json.loads((folder / "found.json").read_text()), outputs, model, folder
 

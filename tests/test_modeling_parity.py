@@ -19,6 +19,16 @@ from vit_hf import VitHfConfig, VitHfForImageClassification, VitHfForMaskedImage
 TOLERANCE = 1e-5  # float32, logits of order 1: only the order of sums differs
 
 
+def rename(weights, rules) -> dict[str, torch.Tensor]:
+    """Apply all (pattern, replacement) rules to each key, in order."""
+    renamed = {}
+    for key, value in weights.items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value
+    return renamed
+
+
 def load(model, weights):
     model.load_state_dict(weights, strict=True)
     return model.eval()
@@ -221,12 +231,7 @@ def from_torchvision(weights) -> dict[str, torch.Tensor]:
         (r"\.mlp\.0\.", ".mlp.fc1."),
         (r"\.mlp\.3\.", ".mlp.fc2."),
     )
-    renamed = {}
-    for key, value in weights.items():
-        for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = value
-    return renamed
+    return rename(weights, rules)
 
 
 def test_torchvision_vit_with_a_representation_layer_agrees(randomise):
@@ -267,12 +272,7 @@ def from_timm(weights) -> dict[str, torch.Tensor]:
         (r"^attn_pool\.proj\.", "vit.pooler.attention_pooling.output."),
         (r"^attn_pool\.", "vit.pooler.attention_pooling."),
     )
-    renamed = {}
-    for key, value in weights.items():
-        for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = value
-    return renamed
+    return rename(weights, rules)
 
 
 @pytest.mark.parametrize(
@@ -315,12 +315,7 @@ def test_timm_resnet_hybrid_agrees_up_to_its_other_epsilons(randomise):
         (r"\.downsample\.conv\.", ".conv_proj."),
         (r"\.downsample\.norm\.", ".norm_proj."),
     )
-    renamed = {}
-    for key, value in backbone.state_dict().items():
-        for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = value
-    load(stem, renamed)
+    load(stem, rename(backbone.state_dict(), rules))
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = backbone(images)
