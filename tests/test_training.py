@@ -69,6 +69,7 @@ def test_the_run_folder_is_a_model_repo_with_its_records(run):
     model = {"config.json", "model.safetensors", "preprocessor_config.json"}
     code = {"configuration_vit_hf.py", "modeling_vit_hf.py", "image_processing_vit_hf.py"}
     records = {"recipe.yaml", "run.json", "results.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    records.add("learning_curves.png")
     assert names == model | code | records
     assert any((run.output / "tensorboard").rglob("events.out.tfevents.*"))
     assert Recipe.from_yaml(run.output / "recipe.yaml").seed == 0

@@ -271,7 +271,7 @@ def _draw_curve(ax: Axes, curve: Mapping[float, float], *, key: str, label: str,
     if key in ("top1", "top5"):
         curve = {epoch: 100 * value for epoch, value in curve.items()}
         best = max((epoch for epoch in curve if math.isfinite(curve[epoch])), key=curve.__getitem__)
-        label = f"{label} (best {curve[best]:.1f}%, epoch {best:g})"
+        label = f"{label} (best {curve[best]:.1f}%, epoch {round(best, 1):g})"
     marker = "o" if len(curve) <= 20 else None
     ax.plot(list(curve), list(curve.values()), dash, color=colour, label=label, marker=marker, markersize=3.5)
 

@@ -27,6 +27,7 @@ from ..data.loading import build_evaluation_loader, build_train_loader, seed_fro
 from ..data.pictures import Split, num_rows, open_pictures
 from ..data.transforms import TrainTransform, build_mixing
 from ..evaluation.scoring import Scores, score
+from ..inspection.plots import plot_learning_curves
 from ..modeling_vit_hf import VitHfForImageClassification, classification_loss
 from .optim import build_average, build_optimizer, build_schedule, plan_steps
 from .progress import RunDisplay, quiet_transformers
@@ -144,6 +145,7 @@ class _Run:
         self.mixing = build_mixing(recipe.augmentation, len(pictures.source.label_names))
         self.display = RunDisplay(plan.total_steps, enabled=accelerator.is_main_process and not quiet)
         self.best: dict[str, Any] | None = None
+        self.rows: list[dict[str, Any]] = []
 
     # ------------------------------------------------------------------------------ phases
     def run(self) -> TrainResult:
@@ -241,6 +243,7 @@ class _Run:
                 self.best, note = row, "best"
                 self._publish_best()
         self.display.row(row, note)
+        self.rows.append(row)
         if self.folder is not None:
             self.folder.append_metrics(row)
         if self.accelerator.log_with:
@@ -313,6 +316,8 @@ class _Run:
             **self.record,
         }
         if self.folder is not None:
+            if not math.isinf(self.plan.steps_per_epoch):  # a streamed set has no epochs to draw over
+                plot_learning_curves(self.rows, self.path / "learning_curves.png")
             self.folder.write_json("results.json", results)
         self.accelerator.wait_for_everyone()
         return TrainResult(self.path, results, self.accelerator.is_main_process)
