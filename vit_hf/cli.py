@@ -129,11 +129,24 @@ def _next_commands(folder: Path) -> list[str]:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+    from transformers.utils import logging
+
     from .evaluation.run import evaluate
 
-    measured = evaluate(
-        options.model, data=options.data, split=options.split, output=options.output, batch_size=options.batch_size
-    )
+    logging.disable_progress_bar()
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("scoring", total=None)
+        measured = evaluate(
+            options.model,
+            data=options.data,
+            split=options.split,
+            output=options.output,
+            batch_size=options.batch_size,
+            on_batch=lambda done, total: progress.update(task, completed=done, total=total),
+        )
     if measured is not None:
         print(
             f"top-1 {measured['top1']:.2%}, top-5 {measured['top5']:.2%}, cross-entropy {measured['loss']:.4f} on "

@@ -1,6 +1,7 @@
 """Score a saved model on a split: what `vit-hf evaluate` does."""
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def evaluate(
     split: str | None = None,
     output: str | Path | None = None,
     batch_size: int = 64,
+    on_batch: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> dict[str, Any] | None:
     """Score every picture of a split once, with the model's own image processor.
 
@@ -31,6 +33,7 @@ def evaluate(
         split: name of the split; None for test, else validation.
         output: new folder for results.json.
         batch_size: pictures a process takes at once.
+        on_batch: called after each batch with the pictures scored so far and their total (None when streamed).
 
     Returns:
         top1, top5 (fractions), loss (nats), n, data, split, model; None on other than the main process.
@@ -57,7 +60,14 @@ def evaluate(
         rows, **pictures.columns, name=name, processor=processor, batch_size=batch_size, workers=0
     )
     network, loader = accelerator.prepare(network.eval(), loader)
-    scores = score(network, loader, accelerator, num_samples=num_rows(rows))
+    done, total = 0, num_rows(rows)
+
+    def count(scored: int) -> None:
+        nonlocal done
+        done = min(done + scored, total or done + scored)
+        on_batch(done, total)
+
+    scores = score(network, loader, accelerator, num_samples=total, on_batch=count)
     config = accelerator.unwrap_model(network).config
     model_names = tuple(config.id2label[index] for index in range(config.num_labels))
     labels = align_labels(scores.labels, pictures.source.label_names, model_names)

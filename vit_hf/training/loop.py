@@ -158,7 +158,9 @@ class _Run:
         with quiet_transformers():
             with self.display:
                 self._train()
-            result = self._finish(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            with self.display.console.status("saving, loading again and testing"):
+                result = self._finish(seconds)
         self.accelerator.end_training()
         return result
 
