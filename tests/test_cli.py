@@ -134,6 +134,8 @@ def test_every_command_has_help(capsys):
         (["digits", "--data.validation_fraction", "0", "--keep", "best"], r"set data.validation_fraction"),
         (["digits", "--data.image_column", "photo"], r"photo"),
         (["vit_finetune", "--data", "digits", "--model.init_from", "./nowhere"], r"nowhere"),
+        (["vit_finetune", "--data", "digits"], r"names no network; set model.init_from"),
+        (["digits", "--model.init_from", "x", "--model.variant", "S/16"], r"expected one of them"),
     ],
 )  # fmt: skip
 def test_a_bad_training_command_says_in_one_line_how_to_mend_it_and_writes_nothing(

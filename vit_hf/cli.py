@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers.utils import logging
+
 from . import __version__
 
 DESCRIPTION = "Train, evaluate and look at Vision Transformers in the Hugging Face ecosystem."
@@ -19,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
+    logging.disable_progress_bar()  # of loading and saving weights; ours show what takes long
     try:
         return options.run(options)
     except KeyboardInterrupt:
@@ -131,11 +134,9 @@ def _next_commands(folder: Path) -> list[str]:
 def _evaluate(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
-    from transformers.utils import logging
 
     from .evaluation.run import evaluate
 
-    logging.disable_progress_bar()
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("scoring", total=None)
@@ -156,8 +157,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from transformers.utils import logging
-
     from .data.images import read_image
     from .evaluation.scoring import classify
     from .image_processing_vit_hf import VitHfImageProcessor, to_rgb
@@ -165,7 +164,6 @@ def _predict(options: argparse.Namespace) -> int:
     from .modeling_vit_hf import VitHfForImageClassification
 
     pictures = [to_rgb(read_image(path, where=path)) for path in options.images]
-    logging.disable_progress_bar()
     model = VitHfForImageClassification.from_pretrained(options.model)
     processor = VitHfImageProcessor.from_pretrained(options.model)
     answers = classify(model, processor, pictures, top_k=options.top_k)

@@ -25,15 +25,17 @@ from ..variants import variant
 
 _CONFIG_TYPES = {f.name: f.type for f in dataclasses.fields(VitHfConfig) if f.name in VitHfConfig.__annotations__}
 
+_NOT_OF_THE_NETWORK = ("image_size", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
+
 
 @dataclass(frozen=True)
 class ModelFields:
     """Which network is trained, and from where it starts."""
 
-    variant: str = "B/16"
-    """Name in the table of `vit_hf.variants`."""
+    variant: str | None = None
+    """Name in the table of `vit_hf.variants`, for training from scratch; None with init_from."""
     init_from: str | None = None
-    """Model folder or Hub id to start from, with a new classifier; None trains from scratch."""
+    """Model folder or Hub id to start from, with a new classifier; it brings its own network."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of `VitHfConfig` that differ from the variant or the loaded model: image_size, drop_path_rate, ..."""
 
@@ -124,9 +126,14 @@ class Recipe:
         unknown = sorted(set(self.model.config) - set(_CONFIG_TYPES))
         if unknown:
             raise ValueError(_unknown_field(f"model.{unknown[0]}", field_names()))
+        if self.model.init_from is not None and self.model.variant is not None:
+            raise ValueError(
+                f"model.variant is {self.model.variant!r} and model.init_from {self.model.init_from!r}; expected one "
+                "of them: a model to start from brings its own network"
+            )
         if self.model.init_from is None:
             try:
-                variant(self.model.variant, **self.model.config)
+                variant(self.model.variant or "B/16", **self.model.config)
             except StrictDataclassError as error:  # the network is impossible
                 raise ValueError(f"model: {error.__cause__ or error}") from error
         self._check_values()
@@ -190,8 +197,13 @@ class Recipe:
 
         Raises:
             ValueError: an unknown field (with the nearest names), a value of the wrong type or out of range.
+
+        A new `model.init_from` brings its own network: the recipe's variant and sizes give way, its image size and
+        dropout rates stay.
         """
         tree = self.to_dict()
+        if values.get("model.init_from") is not None:
+            tree["model"] = {name: value for name, value in tree["model"].items() if name in _NOT_OF_THE_NETWORK}
         for name, value in values.items():
             section, _, leaf = name.rpartition(".")
             if name not in field_names():

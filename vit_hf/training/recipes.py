@@ -100,7 +100,7 @@ def vit_finetune() -> Recipe:
     return Recipe(
         name="vit_finetune",
         data=DataFields(source="uoft-cs/cifar100", validation_fraction=0.02),
-        model=ModelFields(variant="B/16", config={"image_size": 384}),
+        model=ModelFields(config={"image_size": 384}),
         augmentation=Augmentation(crop="inception", flip=True),
         optimization=Optimization(
             max_steps=10_000,

@@ -27,13 +27,18 @@ def build_model(
     model: ModelFields, id2label: dict[int, str], *, seed: int
 ) -> tuple[VitHfForImageClassification, VitHfImageProcessor]:
     """Make the network, new or from a checkpoint with a new classifier, and the image processor that goes with it."""
+    if model.init_from is None and model.variant is None:
+        raise ValueError(
+            "the recipe names no network; set model.init_from to the folder or Hub id of a model to fine-tune, or "
+            "model.variant (such as S/16) to train from scratch"
+        )
     if model.init_from is not None:
         network = VitHfForImageClassification.from_pretrained(model.init_from, **model.config)
         if network.config.id2label != id2label:
             network.set_labels(id2label)
     else:
         torch.manual_seed(seed_from("weights", seed))
-        network = VitHfForImageClassification(variant(model.variant, id2label=id2label, **model.config))
+        network = VitHfForImageClassification(variant(str(model.variant), id2label=id2label, **model.config))
     height, width = as_pair(network.config.image_size)
     size = {"height": height, "width": width}
     if model.init_from is not None:
