@@ -75,6 +75,14 @@ def test_the_run_folder_is_a_model_repo_with_its_records(run):
     assert Recipe.from_yaml(run.output / "recipe.yaml").seed == 0
 
 
+def test_without_an_output_all_files_lie_in_the_numbered_run_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "digits-2"):
+        assert train(small(trackers=["tensorboard"]), quiet=True).output.name == name
+        assert any((tmp_path / "runs" / name / "tensorboard").glob("events.out.tfevents.*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
 def test_no_pickle_and_no_temporary_file_is_left(run):
     files = [path for path in run.output.rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".pth", ".pkl", ".npy"}]

@@ -151,7 +151,8 @@ class _Run:
     def run(self) -> TrainResult:
         """Run all phases and return the result."""
         if self.accelerator.log_with:
-            self.accelerator.project_configuration.set_directories(str(self.path))
+            directories = self.accelerator.project_configuration
+            directories.project_dir = directories.logging_dir = str(self.path)  # the folder was not known before
             self.accelerator.init_trackers("tensorboard", config=_flat(self.recipe.to_dict()))
         started = time.perf_counter()
         self._announce()
