@@ -48,6 +48,12 @@ def test_sizes_in_pixels_say_so(name):
         ("position_interpolation", "google"),
         ("resnet_stem_layers", "R50"),
         ("resnet_stem_width", "official `width_factor`"),
+        ("embedding_norm", "CLIP"),
+        ("class_token", "MAE"),
+        ("fc_norm", "timm"),
+        ("distilled", "2012.12877"),
+        ("prefix_positions", "DeiT III"),
+        ("resnet_stem_style", "official code"),
     ],
 )
 def test_fields_from_the_literature_name_their_source(name, source):
@@ -79,10 +85,29 @@ def test_sizes_are_an_int_or_height_and_width(image_size, patch_size, grid):
         ({"num_register_tokens": 4}, 5),
         ({"pooling": "gap"}, 0),
         ({"pooling": "map", "num_register_tokens": 2}, 2),
+        ({"pooling": "gap", "class_token": True}, 1),
+        ({"pooling": "map", "class_token": True, "num_register_tokens": 2}, 3),
+        ({"pooling": "gap", "class_token": False, "num_register_tokens": 2}, 2),
+        ({"pooling": "cls", "class_token": True}, 1),
     ],
 )
 def test_prefix_tokens_are_the_class_token_and_the_registers(options, prefix):
     assert VitHfConfig(**options).num_prefix_tokens == prefix
+
+
+@pytest.mark.parametrize(
+    ("options", "cls", "none", "all_"),
+    [
+        ({}, 1, 0, 1),
+        ({"num_register_tokens": 3}, 1, 0, 4),
+        ({"pooling": "gap"}, 0, 0, 0),
+        ({"pooling": "gap", "num_register_tokens": 3}, 0, 0, 3),
+        ({"pooling": "map", "class_token": True, "num_register_tokens": 3}, 1, 0, 4),
+    ],
+)
+def test_positions_before_the_grid_are_those_of_the_chosen_tokens(options, cls, none, all_):
+    for which, count in (("cls", cls), ("none", none), ("all", all_)):
+        assert VitHfConfig(**options, prefix_positions=which).num_prefix_positions == count
 
 
 @pytest.mark.parametrize(
@@ -108,18 +133,25 @@ def test_a_json_round_trip_keeps_every_field(tmp_path):
         "drop_path_rate": 0.3,
         "layer_norm_eps": 1e-5,
         "qkv_bias": False,
+        "patch_bias": False,
+        "embedding_norm": True,
         "pooling": "map",
+        "class_token": True,
+        "fc_norm": True,
+        "distilled": False,  # needs what other fields here exclude: below
         "representation_size": 24,
         "num_register_tokens": 2,
+        "prefix_positions": "all",
         "layer_scale_init": 1e-4,
         "qk_norm": True,
         "position_embedding": "sincos2d",
         "position_interpolation": "timm",
         "resnet_stem_layers": (1, 2),
         "resnet_stem_width": 32,
+        "resnet_stem_style": "timm",
     }
     assert list(changed) == OURS
-    assert all(changed[name] != getattr(VitHfConfig(), name) for name in OURS)
+    assert [name for name in OURS if changed[name] == getattr(VitHfConfig(), name)] == ["distilled"]
     config = VitHfConfig(**changed, id2label={0: "cat", 1: "dog", 2: "newt"})
     config.save_pretrained(tmp_path)
     loaded = VitHfConfig.from_pretrained(tmp_path)
@@ -129,6 +161,11 @@ def test_a_json_round_trip_keeps_every_field(tmp_path):
     assert loaded.to_dict() == config.to_dict()
     loaded.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "config.json").read_text()
+
+
+def test_a_distilled_config_survives_json(tmp_path):
+    VitHfConfig(distilled=True, num_register_tokens=1).save_pretrained(tmp_path)
+    assert VitHfConfig.from_pretrained(tmp_path).distilled is True
 
 
 def test_numbers_in_json_exponent_form_are_read():
@@ -221,10 +258,34 @@ def test_attention_maps_may_be_the_default_with_any_backend(tmp_path, tiny):
         ({"layer_norm_eps": float("inf")}, "layer_norm_eps is inf; expected a small positive number"),
         ({"layer_scale_init": float("nan")}, "layer_scale_init is nan; expected a finite number such as 1e-4"),
         # known values
-        ({"hidden_act": "relu"}, "hidden_act is 'relu'; expected one of gelu, gelu_pytorch_tanh"),
+        (
+            {"hidden_act": "relu"},
+            "hidden_act is 'relu'; expected one of gelu, gelu_pytorch_tanh, quick_gelu, swiglu",
+        ),
         ({"pooling": "mean"}, "pooling is 'mean'; expected one of cls, gap, map"),
         ({"position_embedding": "rope"}, "position_embedding is 'rope'; expected one of learned, sincos2d"),
-        ({"position_interpolation": "nearest"}, "expected one of google, timm, torchvision, transformers"),
+        ({"position_interpolation": "nearest"}, "expected one of google, timm, torchvision, transformers, dino"),
+        ({"prefix_positions": "registers"}, "prefix_positions is 'registers'; expected one of cls, none, all"),
+        ({"resnet_stem_style": "torch"}, "resnet_stem_style is 'torch'; expected one of google, timm"),
+        # values that exclude each other
+        (
+            {"class_token": False},
+            "pooling is 'cls' and class_token False; use pooling 'gap' or 'map', or a class token",
+        ),
+        (
+            {"distilled": True},
+            "distilled needs num_register_tokens of at least 1 (found 0), pooling 'cls' (found 'cls'), no fc_norm "
+            "(found False) and no representation_size (found None)",
+        ),
+        (
+            {"distilled": True, "num_register_tokens": 1, "pooling": "gap", "class_token": True},
+            "distilled needs num_register_tokens of at least 1 (found 1), pooling 'cls' (found 'gap')",
+        ),
+        ({"distilled": True, "num_register_tokens": 1, "fc_norm": True}, "no fc_norm (found True)"),
+        (
+            {"distilled": True, "num_register_tokens": 1, "representation_size": 8},
+            "no representation_size (found 8)",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

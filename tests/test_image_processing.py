@@ -120,6 +120,65 @@ def test_backends_pad_a_small_image_alike_when_cropping():
     assert torch.equal(a[:, 1:6], torch.from_numpy(image[:, :, 1:10]).float())
 
 
+# ---- Conventions of other libraries: where a crop begins, resizing without antialiasing ----
+
+
+@BOTH
+@pytest.mark.parametrize("margin", [(0, 0), (1, 3), (5, 7), (4, 2), (9, 1)])
+def test_crop_rounding_round_crops_as_torchvision_does(processor_class, margin):
+    image = noise(3, 16 + margin[0], 24 + margin[1])
+    settings = {"do_resize": False, "do_center_crop": True, "crop_size": {"height": 16, "width": 24}}
+    expected = tvf.center_crop(torch.from_numpy(image), [16, 24]).float()
+    assert torch.equal(unscaled(processor_class(**settings, crop_rounding="round"), image)[0], expected)
+    floored = image[:, margin[0] // 2 : margin[0] // 2 + 16, margin[1] // 2 : margin[1] // 2 + 24]
+    assert np.array_equal(unscaled(processor_class(**settings), image)[0].numpy(), floored)
+
+
+@BOTH
+def test_crop_rounding_is_saved_pads_what_is_too_small_and_refuses_other_words(processor_class, tmp_path):
+    settings = {"do_resize": False, "do_center_crop": True, "crop_size": (8, 9)}
+    processor = processor_class(**settings, crop_rounding="round", antialias=False)
+    processor.save_pretrained(tmp_path)
+    loaded = processor_class.from_pretrained(tmp_path)
+    assert (loaded.crop_rounding, loaded.antialias) == ("round", False)
+    image = noise(3, 5, 12)
+    assert torch.equal(unscaled(loaded, image), unscaled(processor_class(**settings), image))
+    with pytest.raises(ValueError, match="crop_rounding is 'up'; expected 'floor' or 'round'"):
+        processor_class(crop_rounding="up")
+
+
+def bilinear_without_antialiasing(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (H, W, C) as tf.image.resize does by default: half-pixel centres, the nearest four, no rounding."""
+
+    def axis(size: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        centre = (np.arange(target) + 0.5) * size / target - 0.5
+        low = np.floor(centre)
+        return np.clip(low, 0, size - 1).astype(int), np.clip(low + 1, 0, size - 1).astype(int), centre - low
+
+    (top, bottom, y), (left, right, x) = axis(image.shape[0], height), axis(image.shape[1], width)
+    y, x, image = y[:, None, None], x[None, :, None], image.astype(np.float64)
+    upper = image[top][:, left] * (1 - x) + image[top][:, right] * x
+    return upper * (1 - y) + (image[bottom][:, left] * (1 - x) + image[bottom][:, right] * x) * y
+
+
+@BOTH
+@pytest.mark.parametrize("height_width", [(300, 410), (20, 30), (224, 97), (1, 3)])
+def test_without_antialiasing_a_resize_reads_the_nearest_four_pixels_unrounded(processor_class, height_width):
+    image = noise(*height_width, 3)
+    expected = bilinear_without_antialiasing(image, 224, 224).transpose(2, 0, 1)
+    found = unscaled(processor_class(antialias=False), Image.fromarray(image))[0].numpy()
+    # Positions in float32 are off by 410 * 6e-8, times steps of up to 255 in noise. TensorFlow 2.21's tf.image.resize
+    # itself was within 4e-5 on three ImageNet pictures.
+    np.testing.assert_allclose(found, expected, atol=0.02, rtol=0)
+    if height_width[0] > 224:
+        assert np.abs(unscaled(processor_class(), Image.fromarray(image))[0].numpy() - expected).max() > 20
+
+
+def test_lanczos_without_antialiasing_is_refused():
+    with pytest.raises(ValueError, match="always antialiases"):
+        VitHfImageProcessorPil(antialias=False, resample=Image.Resampling.LANCZOS)(noise(30, 30, 3))
+
+
 # ---- Pillow modes ----
 
 OVER_WHITE = (182, 217, 255)  # (100, 175, 255) at alpha 120 of 255, rounded

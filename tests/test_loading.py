@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, VitHfImageProcessor, VitHfModel
-from vit_hf.modeling_vit_hf import resample_positions, sincos2d_positions
+from vit_hf.configuration_vit_hf import POSITION_INTERPOLATIONS
+from vit_hf.modeling_vit_hf import resample_patch_kernel, resample_positions, sincos2d_positions
 
 EVERY_CLASS = pytest.mark.parametrize(
     "model_class", [VitHfModel, VitHfForImageClassification, VitHfForMaskedImageModeling]
@@ -32,6 +33,12 @@ MANY_OPTIONS = {
     "map": {"pooling": "map"},
     "sincos_gap": {"position_embedding": "sincos2d", "pooling": "gap"},
     "stem": {"resnet_stem_layers": [1]},
+    "timm_stem": {"resnet_stem_layers": [], "resnet_stem_width": 32, "resnet_stem_style": "timm"},
+    "mae": {"pooling": "gap", "class_token": True, "fc_norm": True},
+    "deit": {"distilled": True, "num_register_tokens": 1, "prefix_positions": "all"},
+    "deit3": {"prefix_positions": "none", "layer_scale_init": 0.1},
+    "clip": {"embedding_norm": True, "patch_bias": False, "hidden_act": "quick_gelu"},
+    "dino": {"hidden_act": "swiglu", "num_register_tokens": 2, "position_interpolation": "dino"},
 }
 ALL_OPTIONS = MANY_OPTIONS["all_options"]
 NAMES = {0: "ant", 1: "bee", 2: "cat", 3: "dog", 4: "elk"}
@@ -92,6 +99,7 @@ def test_loading_gives_back_the_saved_weights_bit_by_bit(model_class, options, s
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
     assert not loaded.training
     assert torch.equal(loaded.encoder(images()).last_hidden_state, model.encoder(images()).last_hidden_state)
+    assert torch.equal(loaded(images())[0], model(images())[0])  # logits, tokens or pixels
 
 
 @EVERY_CLASS
@@ -188,7 +196,7 @@ def test_a_state_dict_and_a_config_make_a_model(saved):
 
 # ------------------------------------------------------------------------------------------- other image sizes
 @pytest.mark.parametrize("load", [VitHfForImageClassification, AutoModelForImageClassification])
-@pytest.mark.parametrize("method", ["google", "timm", "torchvision", "transformers"])
+@pytest.mark.parametrize("method", POSITION_INTERPOLATIONS)
 def test_another_image_size_at_load_resamples_the_positions_and_reports_it(load, method, saved, caplog):
     folder, model = saved(position_interpolation=method)
     loaded = load.from_pretrained(folder, image_size=[32, 16])
@@ -243,6 +251,103 @@ def test_a_size_at_load_that_does_not_divide_raises(saved):
         VitHfForImageClassification.from_pretrained(folder, image_size=225)
 
 
+# ------------------------------------------------------------------------------------------- other patch sizes
+KERNEL = "embeddings.patch_embeddings.projection.weight"
+POSITIONS = "embeddings.position_embeddings"
+
+
+@pytest.mark.parametrize("load", [VitHfForImageClassification, AutoModelForImageClassification])
+def test_another_patch_size_at_load_resamples_kernel_and_positions_once_and_reports_it(load, saved, caplog):
+    folder, model = saved()
+    loaded = load.from_pretrained(folder, patch_size=8)
+    vit, weights = loaded.vit, model.vit.state_dict()
+    assert torch.equal(vit.get_parameter(KERNEL), resample_patch_kernel(weights[KERNEL], (8, 8)))
+    expected = resample_positions(weights[POSITIONS], num_prefix=1, source=(4, 3), target=(2, 3), method="google")
+    assert torch.equal(vit.get_parameter(POSITIONS), expected)
+    assert_same_weights(vit, model.vit, but=(KERNEL, POSITIONS))
+    assert torch.equal(loaded.classifier.weight, model.classifier.weight)
+    assert (loaded.config.patch_hw, loaded.config.image_hw) == ((8, 8), (16, 24))
+    assert caplog.messages == [
+        "patch kernel resampled from 4x8 to 8x8 pixels by the pseudo-inverse of image resizing",
+        "position embeddings resampled from a 4x3 to a 2x3 grid (google)",
+    ]
+    assert loaded(images()).logits.shape == (2, 5)
+
+
+def test_image_and_patch_size_that_grow_together_resample_the_kernel_alone(saved, caplog):
+    folder, model = saved(num_register_tokens=2, prefix_positions="all")
+    loaded = VitHfForImageClassification.from_pretrained(folder, image_size=(32, 36), patch_size=(8, 12))
+    assert_same_weights(loaded.vit, model.vit, but=(KERNEL,))
+    assert torch.equal(
+        loaded.vit.get_parameter(KERNEL), resample_patch_kernel(model.vit.get_parameter(KERNEL), (8, 12))
+    )
+    assert caplog.messages == ["patch kernel resampled from 4x8 to 8x12 pixels by the pseudo-inverse of image resizing"]
+    patches = images(2, 16, 24).unflatten(2, (4, 4)).unflatten(4, (3, 8)).permute(0, 2, 4, 1, 3, 5)  # (B, h, w, C, ...)
+    larger = torch.nn.functional.interpolate(patches.flatten(0, 2), size=(8, 12), mode="bilinear")
+    larger = larger.unflatten(0, (2, 4, 3)).permute(0, 3, 1, 4, 2, 5).reshape(2, 3, 32, 36)
+    # 1e-5: the kernel is rounded to float32 once more
+    torch.testing.assert_close(loaded(larger).logits, model(images(2, 16, 24)).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_image_and_patch_size_may_change_the_grid_together(saved, caplog):
+    folder, model = saved(VitHfModel)
+    loaded = VitHfModel.from_pretrained(folder, image_size=[24, 16], patch_size=[3, 4])
+    weights = model.state_dict()
+    assert torch.equal(loaded.get_parameter(KERNEL), resample_patch_kernel(weights[KERNEL], (3, 4)))
+    expected = resample_positions(weights[POSITIONS], num_prefix=1, source=(4, 3), target=(8, 4), method="google")
+    assert torch.equal(loaded.get_parameter(POSITIONS), expected)
+    assert len(caplog.messages) == 2
+
+
+def test_the_stored_patch_size_changes_and_reports_nothing(saved, caplog):
+    folder, model = saved()
+    assert_same_weights(VitHfForImageClassification.from_pretrained(folder, patch_size=(4, 8)), model)
+    assert caplog.messages == []
+
+
+def test_a_model_of_another_patch_size_is_saved_with_it(saved, tmp_path, caplog):
+    folder, _ = saved(patch_bias=False)
+    changed = VitHfForImageClassification.from_pretrained(folder, patch_size=8)
+    changed.save_pretrained(tmp_path / "changed")
+    caplog.clear()
+    again = VitHfForImageClassification.from_pretrained(tmp_path / "changed")
+    assert again.config.patch_hw == (8, 8)
+    assert_same_weights(again, changed)
+    assert caplog.messages == []
+
+
+def test_the_kernel_behind_a_stem_is_resampled_in_cells_of_its_feature_map(saved):
+    folder, model = saved(resnet_stem_layers=[], resnet_stem_width=32)  # stride 4: a kernel of 1x2 cells
+    loaded = VitHfForImageClassification.from_pretrained(folder, image_size=[16, 32], patch_size=[8, 16])
+    assert torch.equal(loaded.vit.get_parameter(KERNEL), resample_patch_kernel(model.vit.get_parameter(KERNEL), (2, 4)))
+    assert loaded(images(2, 16, 32)).logits.shape == (2, 5)
+
+
+def test_a_model_for_masked_images_refuses_another_patch_size(saved):
+    folder, model = saved(VitHfForMaskedImageModeling)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    message = re.escape(
+        "patch_size 8 cannot replace [4, 8] in a model for masked images, whose decoder predicts whole patches; load "
+        "the weights as VitHfForImageClassification"
+    )
+    with pytest.raises(ValueError, match=message):
+        VitHfForMaskedImageModeling.from_pretrained(folder, patch_size=8)
+    with pytest.raises(ValueError, match=message):
+        model.set_image_size((32, 32), patch_size=8)
+    assert (model.config.image_hw, model.config.patch_hw) == ((16, 24), (4, 8))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    classifier = VitHfForImageClassification.from_pretrained(folder, patch_size=8)
+    assert torch.equal(classifier.vit.get_parameter(KERNEL), resample_patch_kernel(before[f"vit.{KERNEL}"], (8, 8)))
+
+
+def test_a_patch_size_at_load_that_does_not_divide_raises(saved):
+    folder, _ = saved()
+    with pytest.raises(
+        StrictDataclassError, match=r"image_size 16 \(height\) is not divisible by patch_size 5; use 15 or 20"
+    ):
+        VitHfForImageClassification.from_pretrained(folder, patch_size=5)
+
+
 # ------------------------------------------------------------------------------------------- other labels
 @pytest.mark.parametrize("load", [VitHfForImageClassification, AutoModelForImageClassification])
 @pytest.mark.parametrize(
@@ -265,6 +370,18 @@ def test_other_labels_at_load_replace_the_head_by_zeros_and_say_so(load, given, 
     assert (loaded.classifier.bias == 0).all()
     assert_same_weights(loaded.vit, model.vit)
     assert f"classifier replaced: 5 classes before, {len(names)} new ones, all zeros" in caplog.messages
+
+
+def test_other_labels_replace_both_classifiers_of_a_distilled_model(saved, caplog):
+    folder, model = saved(**MANY_OPTIONS["deit"])
+    loaded = VitHfForImageClassification.from_pretrained(folder, id2label={0: "fox", 1: "gnu"})
+    for classifier in (loaded.classifier, loaded.distillation_classifier):
+        assert classifier.weight.shape == (2, 32)
+        assert (classifier.weight == 0).all()
+        assert (classifier.bias == 0).all()
+    assert loaded.classifier is not loaded.distillation_classifier
+    assert_same_weights(loaded.vit, model.vit)
+    assert caplog.messages == ["classifier replaced: 5 classes before, 2 new ones, all zeros"]
 
 
 @pytest.mark.parametrize("given", [{}, {"num_labels": 5}, {"id2label": NAMES}, {"num_labels": None}], ids=str)
@@ -320,6 +437,21 @@ def test_a_classifier_loads_as_base_model(saved):
     assert_same_weights(base, model.vit)
     assert info["unexpected_keys"] == {"classifier.weight", "classifier.bias"}
     assert torch.equal(base(images()).pooler_output, model.vit(images()).pooler_output)
+
+
+def test_a_base_model_loads_as_distilled_classifier_with_two_heads_of_zeros(saved):
+    folder, base = saved(VitHfModel, **MANY_OPTIONS["deit"])
+    model = VitHfForImageClassification.from_pretrained(folder)
+    assert_same_weights(model.vit, base)
+    assert (model.classifier.weight == 0).all()
+    assert (model.distillation_classifier.weight == 0).all()
+
+
+def test_a_masked_model_without_a_last_norm_gains_that_of_the_pooler(saved):
+    folder, masked = saved(VitHfForMaskedImageModeling, **MANY_OPTIONS["mae"])
+    model = VitHfForImageClassification.from_pretrained(folder)
+    assert (model.vit.pooler.norm.weight == 1).all()
+    assert torch.equal(model.vit(images()).last_hidden_state, masked.vit(images()).last_hidden_state)
 
 
 def test_a_base_model_loads_as_classifier_with_a_head_of_zeros(saved):
@@ -427,7 +559,13 @@ def test_a_weight_that_the_saving_class_had_must_be_there(lost, saved):
         ({"num_register_tokens": 2}, "missing: vit.embeddings.register_tokens"),
         ({"layer_scale_init": 0.1}, "missing: vit.layers.0.scale1.scale"),
         ({"representation_size": 8}, "missing: vit.pooler.pre_logits.weight"),
-        ({"patch_size": 8}, "other shape: vit.embeddings.patch_embeddings.projection.weight (32, 3, 4, 8)"),
+        ({"num_channels": 1}, "other shape: vit.embeddings.patch_embeddings.projection.weight (32, 3, 4, 8)"),
+        ({"patch_bias": False}, "unexpected: vit.embeddings.patch_embeddings.projection.bias"),
+        ({"embedding_norm": True}, "missing: vit.embeddings.norm.weight"),
+        ({"fc_norm": True}, "unexpected: vit.norm.weight"),
+        ({"hidden_act": "swiglu"}, "other shape: vit.layers.0.mlp.fc1.weight (64, 32), expected (128, 32)"),
+        ({"prefix_positions": "none"}, "other shape: vit.embeddings.position_embeddings (1, 13, 32)"),
+        ({"distilled": True, "num_register_tokens": 1}, "missing: distillation_classifier.weight"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -14,10 +14,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
 
 from vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, VitHfModel
+from vit_hf.configuration_vit_hf import POSITION_INTERPOLATIONS
 from vit_hf.modeling_vit_hf import (
     VitHfResidualScale,
     classification_loss,
     eager_attention_forward,
+    resample_patch_kernel,
     resample_positions,
     sincos2d_positions,
 )
@@ -25,6 +27,9 @@ from vit_hf.modeling_vit_hf import (
 SUMS = 2e-6  # float32, values of order 1: only the order of sums differs
 ALL_OPTIONS = {"num_register_tokens": 2, "qk_norm": True, "layer_scale_init": 0.1, "representation_size": 12}
 THREE_KINDS = [{}, {"position_embedding": "sincos2d"}, ALL_OPTIONS]
+MAE = {"pooling": "gap", "class_token": True, "fc_norm": True, "hidden_act": "swiglu"}
+DEIT = {"distilled": True, "num_register_tokens": 2, "prefix_positions": "all"}
+CLIP = {"embedding_norm": True, "patch_bias": False, "hidden_act": "quick_gelu", "prefix_positions": "none"}
 
 
 def images(*batch_and_size: int, seed: int = 1) -> torch.Tensor:
@@ -187,7 +192,7 @@ def test_bilinear_resampling_with_aligned_corners_equals_a_computation_by_hand()
     assert found.flatten().tolist() == [0, 1, 2.5, 3.5, 5, 6, 7.5, 8.5, 10, 11]
 
 
-@pytest.mark.parametrize("method", ["google", "timm", "torchvision", "transformers"])
+@pytest.mark.parametrize("method", POSITION_INTERPOLATIONS)
 def test_resampling_keeps_the_prefix_and_a_constant_grid(method):
     positions = torch.cat([torch.tensor([[[7.0, -7.0]]]), torch.full((1, 6, 2), 3.0)], dim=1)
     found = resample_positions(positions, num_prefix=1, source=(2, 3), target=(5, 4), method=method)
@@ -196,7 +201,7 @@ def test_resampling_keeps_the_prefix_and_a_constant_grid(method):
     close(found[0, 1:], torch.full((20, 2), 3.0))
 
 
-@pytest.mark.parametrize("method", ["google", "timm", "torchvision", "transformers"])
+@pytest.mark.parametrize("method", POSITION_INTERPOLATIONS)
 def test_resampling_a_rectangle_does_not_mix_rows_and_columns(method):
     """A grid that varies along the rows only still does so in a grid of another shape."""
     rows = torch.arange(4.0)[:, None].expand(4, 2).reshape(1, 8, 1)
@@ -205,7 +210,85 @@ def test_resampling_a_rectangle_does_not_mix_rows_and_columns(method):
     assert (found[1:, 0] > found[:-1, 0]).all()
 
 
-@pytest.mark.parametrize("options", THREE_KINDS, ids=["plain", "sincos", "all"])
+def cubic(distance: float) -> float:
+    """The kernel of cubic convolution with a = -0.75, which torch's bicubic resizing uses."""
+    d, a = abs(distance), -0.75
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
+
+
+def dino_axis(source: int, target: int) -> np.ndarray:
+    """Weights (target, source) along one axis as DINO v1 has them: the factor is (target + 0.1) / source."""
+    weights = np.zeros((target, source))
+    for i in range(target):
+        centre = (i + 0.5) * source / (target + 0.1) - 0.5
+        for tap in range(math.floor(centre) - 1, math.floor(centre) + 3):
+            weights[i, min(max(tap, 0), source - 1)] += cubic(centre - tap)
+    return weights
+
+
+@pytest.mark.parametrize("target", [(6, 6), (3, 3), (7, 5), (2, 8), (4, 9)])
+def test_dino_resampling_equals_the_formula_of_its_code(target):
+    """facebookresearch/dino `interpolate_pos_encoding`: bicubic by (w + 0.1) / sqrt(N), the class token set aside."""
+    positions = torch.randn(1, 17, 3)
+    found = resample_positions(positions, num_prefix=1, source=(4, 4), target=target, method="dino")
+    grid = positions[0, 1:].reshape(4, 4, 3).double().numpy()
+    rows, columns = dino_axis(4, target[0]), dino_axis(4, target[1])
+    expected = np.einsum("ir,jc,rcd->ijd", rows, columns, grid).reshape(-1, 3)
+    assert torch.equal(found[:, :1], positions[:, :1])
+    np.testing.assert_allclose(found[0, 1:].numpy(), expected, atol=5e-6)  # float32 sums of 16 values of order 1
+    plain = resample_positions(positions, num_prefix=1, source=(4, 4), target=target, method="transformers")
+    assert (found - plain).abs().max() > 1e-3
+
+
+def test_dino_resampling_gives_the_grid_asked_for_whatever_the_sizes():
+    """torch cuts source * factor to an integer: the 0.1 keeps that from falling below."""
+    for source in (1, 2, 3, 7, 14, 16, 37):
+        for target in range(1, 130):
+            positions = torch.zeros(1, source, 1)
+            found = resample_positions(positions, num_prefix=0, source=(source, 1), target=(target, 1), method="dino")
+            assert found.shape == (1, target, 1)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+@pytest.mark.parametrize("method", POSITION_INTERPOLATIONS)
+def test_all_rows_before_the_grid_are_set_aside(method, prefix):
+    positions = torch.randn(1, prefix + 6, 2)
+    found = resample_positions(positions, num_prefix=prefix, source=(2, 3), target=(4, 2), method=method)
+    alone = resample_positions(positions[:, prefix:], num_prefix=0, source=(2, 3), target=(4, 2), method=method)
+    assert torch.equal(found[:, :prefix], positions[:, :prefix])
+    assert torch.equal(found[:, prefix:], alone)
+
+
+@pytest.mark.parametrize("which", ["cls", "none", "all"])
+def test_prefix_positions_are_added_to_the_chosen_tokens_only(which, tiny, randomise):
+    model = randomise(VitHfModel(tiny(num_register_tokens=2, prefix_positions=which)))
+    embeddings = model.embeddings
+    count = {"cls": 1, "none": 0, "all": 3}[which]
+    positions = embeddings.position_embeddings
+    assert positions.shape == (1, count + 12, 32)
+    prefix = torch.cat([embeddings.cls_token, embeddings.register_tokens], dim=1)
+    added = torch.cat([positions[:, :count], torch.zeros(1, 3 - count, 32)], dim=1)
+    patches = embeddings.patch_embeddings(images()) + positions[:, count:]
+    close(embeddings(images()), torch.cat([(prefix + added).expand(3, -1, -1), patches], dim=1), 0)
+
+
+@pytest.mark.parametrize("which", ["cls", "none", "all"])
+def test_fixed_positions_before_the_grid_are_zeros(which, tiny):
+    table = VitHfModel(
+        tiny(num_register_tokens=2, prefix_positions=which, position_embedding="sincos2d")
+    ).embeddings.position_embeddings
+    count = {"cls": 1, "none": 0, "all": 3}[which]
+    assert (table[:, :count] == 0).all()
+    np.testing.assert_allclose(table[0, count:].numpy(), sincos_by_hand(4, 3, 32), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [*THREE_KINDS, DEIT, {**CLIP, "position_interpolation": "dino"}],
+    ids=["plain", "sincos", "all", "deit", "clip"],
+)
 def test_another_image_size_at_run_time_equals_a_model_of_that_size(options, tiny, randomise):
     model = randomise(VitHfForImageClassification(tiny(**options)))
     resized = copy.deepcopy(model)
@@ -231,11 +314,111 @@ def test_set_image_size_refuses_sizes_that_do_not_divide_and_changes_nothing(tin
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (((16, 24), 5), "image_size 16 (height) is not divisible by patch_size 5; use 15 or 20"),
+        (((16, 24), (4, 0)), "patch_size is 0; expected 1 to 65,536"),
+        ((0, None), "image_size is 0; expected 1 to 65,536"),
+        (((16, 24, 3), None), "image_size has 3 numbers ([16, 24, 3]); give one int or (height, width)"),
+    ],
+    ids=str,
+)
+def test_set_image_size_refuses_sizes_that_do_not_fit_and_changes_nothing(sizes, message, tiny):
+    model = VitHfForImageClassification(tiny())
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.set_image_size(*sizes)
+    assert (model.config.image_size, model.config.patch_size) == ([16, 24], [4, 8])
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_set_image_size_refuses_a_patch_that_the_stem_cannot_make(tiny):
+    model = VitHfModel(tiny(resnet_stem_layers=[], resnet_stem_width=32))
+    with pytest.raises(ValueError, match=r"patch_size 2 is not divisible by the stride 4 of a ResNet stem"):
+        model.set_image_size((16, 24), 2)
+    assert model.config.patch_size == [4, 8]
+
+
 def test_positions_resampled_while_frozen_stay_frozen(tiny):
     model = VitHfModel(tiny())
     model.embeddings.position_embeddings.requires_grad_(False)
     model.set_image_size((32, 24))
     assert not model.embeddings.position_embeddings.requires_grad
+
+
+# ------------------------------------------------------------------------------------------- patch kernels
+def bilinear_axis(source: int, target: int) -> np.ndarray:
+    """Weights (target, source) of bilinear resizing along one axis: pixel centres at half, borders repeated."""
+    weights = np.zeros((target, source))
+    for i in range(target):
+        centre = (i + 0.5) * source / target - 0.5
+        left = math.floor(centre)
+        for tap, share in ((left, left + 1 - centre), (left + 1, centre - left)):
+            weights[i, min(max(tap, 0), source - 1)] += share
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [((4, 8), (8, 16)), ((4, 4), (5, 7)), ((3, 5), (7, 5)), ((2, 6), (6, 7)), ((1, 1), (3, 2))]
+)
+def test_a_larger_kernel_gives_an_enlarged_patch_the_same_token(source, target):
+    """FlexiViT, section 3.4: the resized kernel undoes the enlargement of the patch."""
+    kernel, patch = torch.randn(16, 3, *source), torch.randn(5, 3, *source)
+    enlarged = F.interpolate(patch, size=target, mode="bilinear", align_corners=False)
+    new = resample_patch_kernel(kernel, target)
+    assert new.shape == (16, 3, *target)
+    close(F.conv2d(enlarged, new), F.conv2d(patch, kernel), 2e-5)  # float32 sums of up to 96 products of order 1
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [((8, 8), (4, 4)), ((7, 9), (5, 4)), ((16, 16), (5, 3)), ((4, 8), (8, 4)), ((4, 4), (6, 9)), ((16, 16), (32, 32))],
+)
+def test_kernels_of_any_size_follow_the_formula_of_the_paper(source, target):
+    """w' = pinv(B^T) w, where B resizes a flattened patch: the least-squares answer where patches shrink."""
+    kernel = torch.randn(6, 2, *source)
+    resize = np.kron(bilinear_axis(source[0], target[0]), bilinear_axis(source[1], target[1]))
+    flat = kernel.double().numpy().reshape(12, -1)
+    expected = (np.linalg.pinv(resize.T) @ flat.T).T.reshape(6, 2, *target)
+    np.testing.assert_allclose(resample_patch_kernel(kernel, target).numpy(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_kernel_of_the_size_asked_for_stays_itself():
+    kernel = torch.randn(4, 3, 4, 8)
+    assert resample_patch_kernel(kernel, (4, 8)) is kernel
+
+
+def test_a_kernel_in_half_precision_is_worked_out_in_double():
+    kernel = torch.randn(4, 3, 4, 8).bfloat16()
+    assert torch.equal(resample_patch_kernel(kernel, (6, 9)), resample_patch_kernel(kernel.double(), (6, 9)).bfloat16())
+
+
+@pytest.mark.parametrize("options", [{}, {"patch_bias": False}], ids=["bias", "no_bias"])
+def test_another_patch_size_keeps_bias_dtype_and_what_is_frozen(options, tiny, randomise):
+    model = randomise(VitHfModel(tiny(**options))).bfloat16()
+    patches = model.embeddings.patch_embeddings
+    patches.projection.weight.requires_grad_(False)
+    bias = patches.projection.bias
+    model.set_image_size((32, 24), patch_size=8)
+    projection = patches.projection
+    assert projection.weight.shape == (32, 3, 8, 8)
+    assert projection.kernel_size == projection.stride == (8, 8)
+    assert projection.weight.dtype == torch.bfloat16
+    assert not projection.weight.requires_grad
+    assert projection.bias is bias
+    assert (model.config.patch_hw, model.config.grid_hw) == ((8, 8), (4, 3))
+    assert model(images(1, 32, 24)).last_hidden_state.shape == (1, 13, 32)
+
+
+def test_a_patch_size_that_changed_back_gives_the_kernel_back(tiny, randomise):
+    """pinv(B^T) of the enlargement, then its own inverse on the same space: exact but for rounding."""
+    model = randomise(VitHfModel(tiny()))
+    kernel = model.embeddings.patch_embeddings.projection.weight
+    model.set_image_size((32, 48), patch_size=(8, 16))
+    grown = model.embeddings.patch_embeddings.projection.weight
+    resize = torch.from_numpy(np.kron(bilinear_axis(4, 8), bilinear_axis(8, 16))).float()
+    close((grown.flatten(2) @ resize).unflatten(2, (4, 8)), kernel, 1e-5)
 
 
 # ------------------------------------------------------------------------------------------- stochastic depth
@@ -364,8 +547,54 @@ def test_outputs_come_as_a_tuple_on_request(tiny, randomise):
     assert (tokens.shape, pooled.shape) == ((3, 13, 32), (3, 32))
 
 
+# ------------------------------------------------------------------------------------------- what the head sees
+@pytest.mark.parametrize("pooling", ["cls", "gap"])
+def test_fc_norm_comes_after_the_pooling(pooling, tiny, randomise):
+    model = randomise(VitHfModel(tiny(pooling=pooling, class_token=True, fc_norm=True)))
+    outputs = model(images(), output_hidden_states=True)
+    tokens = outputs.last_hidden_state
+    assert model.norm is None
+    assert torch.equal(tokens, outputs.hidden_states[-1])
+    pooled = tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(dim=1)
+    close(outputs.pooler_output, model.pooler.norm(pooled))
+
+
+@pytest.mark.parametrize("pooling", ["gap", "map"])
+def test_class_token_and_registers_are_not_pooled_with_the_patches(pooling, tiny, randomise):
+    model = randomise(VitHfModel(tiny(pooling=pooling, class_token=True, num_register_tokens=2)))
+    tokens = torch.randn(2, 15, 32)
+    changed = tokens.clone()
+    changed[:, :3] += 1
+    assert torch.equal(model.pooler(changed), model.pooler(tokens))
+    changed[:, 3] += 1
+    assert not torch.equal(model.pooler(changed), model.pooler(tokens))
+
+
+def test_the_logits_of_a_distilled_model_are_the_mean_of_both_classifiers(tiny, randomise):
+    model = randomise(VitHfForImageClassification(tiny(**DEIT)))
+    tokens = model.vit(images()).last_hidden_state
+    expected = (model.classifier(tokens[:, 0]) + model.distillation_classifier(tokens[:, 1])) / 2
+    close(model(images()).logits, expected)
+    close(model(images(), output_hidden_states=True).logits, expected)
+
+
+def test_swiglu_gates_by_the_first_half(tiny):
+    mlp = VitHfModel(tiny(hidden_act="swiglu")).layers[0].mlp
+    assert (mlp.fc1.weight.shape, mlp.fc2.weight.shape) == ((128, 32), (32, 64))
+    x = torch.randn(2, 128)
+    gate, value = x[:, :64], x[:, 64:]
+    close(mlp.activation(x), gate / (1 + (-gate).exp()) * value)
+
+
 # ------------------------------------------------------------------------------------------- last-block shortcut
-SHORTCUT_OPTIONS = [{}, ALL_OPTIONS, {"qkv_bias": False, "hidden_act": "gelu"}, {"num_hidden_layers": 1}]
+SHORTCUT_OPTIONS = [
+    {},
+    ALL_OPTIONS,
+    {"qkv_bias": False, "hidden_act": "gelu"},
+    {"num_hidden_layers": 1},
+    {"fc_norm": True, "hidden_act": "swiglu", "num_register_tokens": 2, "prefix_positions": "all"},
+    CLIP,
+]
 
 
 def tokens_out_of_the_last_block(model, *args, **kwargs) -> int:
@@ -380,7 +609,9 @@ def tokens_out_of_the_last_block(model, *args, **kwargs) -> int:
 @pytest.mark.parametrize(
     ("backend", "dtype", "tolerance"), [("sdpa", torch.float64, 1e-12), ("eager", torch.float32, 5e-6)]
 )
-@pytest.mark.parametrize("options", SHORTCUT_OPTIONS, ids=["plain", "all_options", "no_bias", "one_layer"])
+@pytest.mark.parametrize(
+    "options", SHORTCUT_OPTIONS, ids=["plain", "all_options", "no_bias", "one_layer", "fc_norm", "clip"]
+)
 def test_the_shortcut_gives_the_logits_and_gradients_of_the_full_block(
     options, backend, dtype, tolerance, tiny, randomise
 ):
@@ -414,6 +645,15 @@ def test_the_shortcut_is_off_when_the_last_layer_is_asked_for(flag, tiny):
 @pytest.mark.parametrize("pooling", ["gap", "map"])
 def test_the_shortcut_is_off_when_the_head_sees_all_tokens(pooling, tiny):
     assert tokens_out_of_the_last_block(VitHfForImageClassification(tiny(pooling=pooling)), images()) == 12
+
+
+def test_the_shortcut_is_off_for_a_distilled_model(tiny):
+    model = VitHfForImageClassification(tiny(**DEIT))
+    assert tokens_out_of_the_last_block(model, images()) == 15
+
+
+def test_the_shortcut_is_off_when_a_class_token_is_not_what_the_head_sees(tiny):
+    assert tokens_out_of_the_last_block(VitHfForImageClassification(tiny(**MAE)), images()) == 13
 
 
 def test_the_base_model_gives_all_tokens(tiny):
@@ -458,8 +698,8 @@ def fresh_dynamo():
     torch.compiler.reset()
 
 
-COMPILED = [{}, ALL_OPTIONS, {"pooling": "gap", "position_embedding": "sincos2d"}, {"pooling": "map"}]
-COMPILED_IDS = ["shortcut", "all_options", "gap_sincos", "map"]
+COMPILED = [{}, ALL_OPTIONS, {"pooling": "gap", "position_embedding": "sincos2d"}, {"pooling": "map"}, MAE, DEIT, CLIP]
+COMPILED_IDS = ["shortcut", "all_options", "gap_sincos", "map", "mae", "deit", "clip"]
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
@@ -541,8 +781,11 @@ def test_a_static_export_gives_the_same_logits(tiny, randomise):
         ALL_OPTIONS,
         {"position_embedding": "sincos2d"},
         {"resnet_stem_layers": [1], "image_size": 32, "patch_size": 8},
+        MAE,
+        DEIT,
+        CLIP,
     ],
-    ids=["cls", "gap", "map", "all_options", "sincos", "stem"],
+    ids=["cls", "gap", "map", "all_options", "sincos", "stem", "mae", "deit", "clip"],
 )
 def test_training_moves_every_parameter(options, tiny):
     """Three steps: the head and the last norms of the stem start at zero, so that gradients come in one by one."""
@@ -709,8 +952,11 @@ def test_the_loss_is_the_mean_absolute_error_over_hidden_pixels(tiny, randomise)
     close(outputs.loss, torch.stack(hidden).mean())
 
 
-def test_hidden_pixels_are_not_seen(tiny, randomise):
-    model = randomise(VitHfForMaskedImageModeling(tiny()))
+@pytest.mark.parametrize(
+    "options", [{}, {"num_register_tokens": 2, "prefix_positions": "all"}], ids=["plain", "registers_with_positions"]
+)
+def test_hidden_pixels_are_not_seen(options, tiny, randomise):
+    model = randomise(VitHfForMaskedImageModeling(tiny(**options)))
     mask = torch.zeros(3, 12, dtype=torch.bool)
     mask[:, 4] = True  # rows 4 to 8, columns 8 to 16
     changed = images()
@@ -727,8 +973,9 @@ def test_an_empty_mask_gives_zero_loss_and_the_plain_reconstruction(tiny, random
     close(outputs.reconstruction, model(images()).reconstruction, 0)
 
 
-def test_masked_modelling_takes_another_rectangle_at_run_time(tiny, randomise):
-    model = randomise(VitHfForMaskedImageModeling(tiny()))
+@pytest.mark.parametrize("options", [{}, DEIT, MAE, CLIP], ids=["plain", "deit", "mae", "clip"])
+def test_masked_modelling_takes_another_rectangle_at_run_time(options, tiny, randomise):
+    model = randomise(VitHfForMaskedImageModeling(tiny(**options)))
     picture = images(2, 32, 16)
     outputs = model(picture, torch.ones(2, 16, dtype=torch.bool), interpolate_pos_encoding=True)
     assert outputs.reconstruction.shape == picture.shape
@@ -869,6 +1116,20 @@ def test_set_labels_gives_a_zero_classifier_of_the_same_dtype_and_its_names(tiny
     assert model.classifier.weight.dtype == torch.bfloat16
     assert model.config.id2label == model.vit.config.id2label == {0: "cat", 1: "dog"}
     assert model.config.label2id == {"cat": 0, "dog": 1}
+
+
+def test_set_labels_replaces_both_classifiers_of_a_distilled_model(tiny, randomise):
+    model = randomise(VitHfForImageClassification(tiny(**DEIT)))
+    model.set_labels({0: "cat", 1: "dog"})
+    for classifier in (model.classifier, model.distillation_classifier):
+        assert classifier.weight.shape == (2, 32)
+        assert (classifier.weight == 0).all()
+        assert (classifier.bias == 0).all()
+    assert (model(images()).logits == 0).all()
+    model(images(), labels=torch.tensor([0, 1, 1])).loss.backward()
+    gradient, other = model.classifier.weight.grad, model.distillation_classifier.weight.grad
+    assert gradient.abs().max() > 0
+    assert not torch.equal(gradient, other)
 
 
 def test_set_labels_refuses_gaps_and_changes_nothing(tiny, randomise):

@@ -5,16 +5,31 @@ Weights are copied by hand here: the maps are written from the layout of each li
 
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
-from transformers import ViTConfig, ViTForImageClassification
+from timm.layers import SwiGLUPacked
+from timm.layers.patch_embed import resample_patch_embed
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer_hybrid import HybridEmbed, _resnetv2
+from transformers import (
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from transformers import ViTForMaskedImageModeling as StockMaskedImageModeling
 
-from vit_hf import VitHfConfig, VitHfForImageClassification, VitHfForMaskedImageModeling
+from vit_hf import VitHfConfig, VitHfForImageClassification, VitHfForMaskedImageModeling, VitHfModel
+from vit_hf.modeling_vit_hf import VitHfResNetStem, resample_patch_kernel
 
 TOLERANCE = 1e-5  # float32, logits of order 1: only the order of sums differs
 
@@ -257,12 +272,15 @@ def test_torchvision_vit_with_a_representation_layer_agrees(randomise):
 def from_timm(weights) -> dict[str, torch.Tensor]:
     rules = (
         (r"^cls_token$", "vit.embeddings.cls_token"),
-        (r"^reg_token$", "vit.embeddings.register_tokens"),
+        (r"^(reg|dist)_token$", "vit.embeddings.register_tokens"),
         (r"^pos_embed$", "vit.embeddings.position_embeddings"),
         (r"^patch_embed\.proj\.", "vit.embeddings.patch_embeddings.projection."),
         (r"^blocks\.", "vit.layers."),
+        (r"^norm_pre\.", "vit.embeddings.norm."),
         (r"^norm\.", "vit.norm."),
+        (r"^fc_norm\.", "vit.pooler.norm."),
         (r"^head\.", "classifier."),
+        (r"^head_dist\.", "distillation_classifier."),
         (r"\.attn\.proj\.", ".attention.output."),
         (r"\.attn\.", ".attention."),
         (r"\.ls(\d)\.gamma$", r".scale\1.scale"),
@@ -275,52 +293,269 @@ def from_timm(weights) -> dict[str, torch.Tensor]:
     return rename(weights, rules)
 
 
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        ({"qkv_bias": False, "init_values": 0.1}, {"qkv_bias": False, "layer_scale_init": 0.1}),
-        ({"qk_norm": True}, {"qk_norm": True}),
-        ({"global_pool": "map", "class_token": False}, {"pooling": "map"}),
-        ({"reg_tokens": 4, "no_embed_class": True, "class_token": False, "global_pool": "avg", "fc_norm": False},
-         {"num_register_tokens": 4, "pooling": "gap"}),
-    ],
-    ids=["layer_scale_no_qkv_bias", "qk_norm", "map_pooling", "registers_gap"],
-)  # fmt: skip
-def test_timm_descendants_with_rectangular_images_agree(theirs, ours, randomise):
-    size = {"img_size": (16, 24), "patch_size": (4, 8)}
-    peer = timm.models.VisionTransformer(
-        embed_dim=48, depth=3, num_heads=4, mlp_ratio=2, num_classes=7, **size, **theirs
+TOKENS = r"(cls|reg|dist|mask|distillation|register)_tokens?$|pos(ition)?_embed|patch_embed"
+BRANCHES = r"\.(attn\.proj|attn_pool\.proj|attention\.o_proj|mlp\.fc2|mlp\.down_proj)\."
+
+
+def faint(model, factor: float) -> None:
+    """Scale the tokens and whatever is added to them, so that a wrong eps in any norm shows in the outputs."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if re.search(f"{TOKENS}|{BRANCHES}", f".{name}"):
+                parameter.mul_(factor)
+
+
+REGISTERS = {"reg_tokens": 2}
+CLIP_NORM = partial(torch.nn.LayerNorm, eps=1e-5)
+DESCENDANTS = {
+    "no_qkv_bias": ({"qkv_bias": False, "init_values": 0.1}, {"qkv_bias": False, "layer_scale_init": 0.1}),
+    "qk_norm": ({"qk_norm": True}, {"qk_norm": True}),
+    "map_pooling": ({"global_pool": "map", "class_token": False}, {"pooling": "map"}),
+    "map_pooling_class_token_registers": (
+        {"global_pool": "map", **REGISTERS, "no_embed_class": True},
+        {"pooling": "map", "class_token": True, "num_register_tokens": 2, "prefix_positions": "none"},
+    ),
+    "map_pooling_registers": (
+        {"global_pool": "map", "class_token": False, **REGISTERS},
+        {"pooling": "map", "num_register_tokens": 2, "prefix_positions": "all"},
+    ),
+    "registers_gap": (
+        {**REGISTERS, "no_embed_class": True, "class_token": False, "global_pool": "avg", "fc_norm": False},
+        {"num_register_tokens": 2, "pooling": "gap"},
+    ),
+    "mae": (
+        {"global_pool": "avg"},  # fc_norm by default
+        {"pooling": "gap", "class_token": True, "fc_norm": True},
+    ),
+    "fc_norm_of_the_class_token": ({"fc_norm": True}, {"fc_norm": True}),
+    "deit3": (
+        {"no_embed_class": True, "init_values": 0.1},
+        {"prefix_positions": "none", "layer_scale_init": 0.1},
+    ),
+    "registers_with_positions": (REGISTERS, {"num_register_tokens": 2, "prefix_positions": "all"}),
+    "deit": (
+        {"peer_class": VisionTransformerDistilled},
+        {"distilled": True, "num_register_tokens": 1, "prefix_positions": "all"},
+    ),
+    "clip": (
+        {"pre_norm": True, "norm_layer": CLIP_NORM, "act_layer": "quick_gelu"},
+        {"embedding_norm": True, "patch_bias": False, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"},
+    ),
+    "dinov2_giant": (
+        {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU, "mlp_ratio": 4, "init_values": 0.1},
+        {"hidden_act": "swiglu", "layer_scale_init": 0.1},
+    ),
+}
+
+
+def timm_pair(name, randomise, scale=1.0, **both):
+    """Return a net of timm with random weights, its tokens scaled, and ours with the same."""
+    theirs, ours = DESCENDANTS[name]
+    options = {"img_size": (16, 24), "patch_size": (4, 8), "mlp_ratio": 2, **theirs, **both}
+    peer_class = options.pop("peer_class", timm.models.VisionTransformer)
+    peer = randomise(peer_class(embed_dim=48, depth=3, num_heads=4, num_classes=7, **options))
+    faint(peer, scale)
+    config = VitHfConfig(**{**SIZES, "image_size": [16, 24], "patch_size": [4, 8], "hidden_act": "gelu", **ours})
+    return peer, load(VitHfForImageClassification(config), from_timm(peer.state_dict()))
+
+
+def assert_timm_agrees(peer, model, images, **options):
+    with torch.no_grad():
+        tokens, logits = model.vit(images, **options).last_hidden_state, model(images, **options).logits
+        torch.testing.assert_close(tokens, peer.forward_features(images), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(logits, peer(images), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3], ids=["", "faint"])
+@pytest.mark.parametrize("name", DESCENDANTS)
+def test_timm_descendants_with_rectangular_images_agree(name, scale, randomise):
+    peer, model = timm_pair(name, randomise, scale)
+    assert_timm_agrees(peer, model, torch.randn(3, 3, 16, 24))
+
+
+@pytest.mark.parametrize("name", ["mae", "deit3", "registers_with_positions", "deit"])
+def test_timm_descendants_at_another_rectangle_at_run_time_agree(name, randomise):
+    peer, model = timm_pair(name, randomise, dynamic_img_size=True)
+    model.config.position_interpolation = model.vit.config.position_interpolation = "timm"
+    assert_timm_agrees(peer, model, torch.randn(2, 3, 32, 16), interpolate_pos_encoding=True)
+
+
+def test_gradients_of_a_distilled_model_equal_those_of_timm(randomise):
+    peer, model = timm_pair("deit", randomise)
+    images, labels = torch.randn(3, 3, 16, 24), torch.tensor([0, 6, 3])
+    torch.nn.functional.cross_entropy(peer(images), labels).backward()
+    model(images, labels=labels).loss.backward()
+    expected = from_timm({name: parameter.grad for name, parameter in peer.named_parameters()})
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], atol=TOLERANCE, rtol=1e-4)
+
+
+@pytest.mark.parametrize("target", [(8, 16), (6, 10), (3, 5), (4, 4), (4, 8)], ids=str)
+def test_patch_kernels_resampled_by_timm_agree(target):
+    kernel = torch.randn(6, 3, 4, 8)
+    expected = resample_patch_embed(kernel, list(target), interpolation="bilinear", antialias=False)
+    torch.testing.assert_close(resample_patch_kernel(kernel, target), expected, atol=TOLERANCE, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------- hybrids
+STEM = (
+    (r"^stem\.|^(?=conv|norm)", "root_"),
+    (r"\.blocks\.", "."),
+    (r"\.downsample\.(conv|norm)\.", r".\1_proj."),
+)
+
+
+def thin(backbone, factor: float):
+    """Scale all filters, so that what is added to their variance shows in the outputs."""
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.ndim == 4:
+                parameter.mul_(factor)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-4], ids=["", "thin_filters"])
+@pytest.mark.parametrize("light", [1.0, 1e-3], ids=["", "faint_images"])
+@pytest.mark.parametrize("layers", [(2, 1), ()], ids=["stages", "root_alone"])
+def test_timm_resnet_stems_agree(layers, light, factor, randomise):
+    backbone = randomise(_resnetv2(layers=layers))
+    thin(backbone, factor)
+    config = VitHfConfig(
+        **SIZES, image_size=[32, 48], patch_size=8, resnet_stem_layers=layers, resnet_stem_style="timm"
     )
+    stem = load(VitHfResNetStem(config), rename(backbone.state_dict(), STEM))
+    images = torch.randn(2, 3, 32, 48) * light
+    with torch.no_grad():
+        expected, found = backbone(images), stem(images)
+    expected = expected[-1] if isinstance(expected, (list, tuple)) else expected
+    assert found.shape == expected.shape == ((2, 512, 4, 6) if layers else (2, 64, 8, 12))
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    if factor == light == 1:  # the official epsilons give about the same, so paddings and strides are the same too
+        config.resnet_stem_style = "google"
+        official = load(VitHfResNetStem(config), stem.state_dict())
+        with torch.no_grad():
+            difference = (official(images) - expected).abs().max()
+        assert 2 * TOLERANCE < difference < 5e-4
+
+
+@pytest.mark.parametrize(("layers", "patch"), [((1, 1), (1, 2)), ((), (4, 2))], ids=["stages", "root_alone"])
+def test_timm_resnet_hybrids_agree(layers, patch, randomise):
+    backbone, stride = _resnetv2(layers=layers), 8 if layers else 4
+    embed = partial(HybridEmbed, backbone=backbone)
+    size = {"img_size": (32, 48), "patch_size": patch, "embed_layer": embed}
+    peer = timm.models.VisionTransformer(embed_dim=48, depth=3, num_heads=4, mlp_ratio=2, num_classes=7, **size)
     randomise(peer)
-    config = VitHfConfig(**SIZES, image_size=[16, 24], patch_size=[4, 8], hidden_act="gelu", **ours)
-    model = load(VitHfForImageClassification(config), from_timm(peer.state_dict()))
-    images = torch.randn(3, 3, 16, 24)
-    with torch.no_grad():
-        torch.testing.assert_close(model(images).logits, peer(images), atol=TOLERANCE, rtol=0)
-
-
-def test_timm_resnet_hybrid_agrees_up_to_its_other_epsilons(randomise):
-    """timm standardises by var + 1e-8 and normalises with eps 1e-5, the official code by std + 1e-5 and with 1e-6."""
-    from timm.models.vision_transformer_hybrid import _resnetv2
-
-    backbone = randomise(_resnetv2(layers=(2, 1)))
-    config = VitHfConfig(**SIZES, image_size=32, patch_size=8, resnet_stem_layers=[2, 1])
-    from vit_hf.modeling_vit_hf import VitHfResNetStem
-
-    stem = VitHfResNetStem(config)
-    rules = (
-        (r"^stem\.conv\.", "root_conv."),
-        (r"^stem\.norm\.", "root_norm."),
-        (r"\.blocks\.", "."),
-        (r"\.downsample\.conv\.", ".conv_proj."),
-        (r"\.downsample\.norm\.", ".norm_proj."),
+    weights, prefix = peer.state_dict(), "patch_embed.backbone."
+    stem = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    rest = {name: value for name, value in weights.items() if not name.startswith(prefix)}
+    ours = "vit.embeddings.patch_embeddings.stem."
+    stem = {ours + name: value for name, value in rename(stem, STEM).items()}
+    config = VitHfConfig(
+        **SIZES,
+        image_size=[32, 48],
+        patch_size=[size * stride for size in patch],
+        hidden_act="gelu",
+        resnet_stem_layers=layers,
+        resnet_stem_style="timm",
     )
-    load(stem, rename(backbone.state_dict(), rules))
-    images = torch.randn(2, 3, 32, 32)
+    model = load(VitHfForImageClassification(config), {**stem, **from_timm(rest)})
+    assert_timm_agrees(peer, model, torch.randn(2, 3, 32, 48))
+
+
+# ------------------------------------------------------------------------------------------- transformers DeiT, DINOv2
+def fused(weights, parts, whole) -> dict[str, torch.Tensor]:
+    """Stack the projections named by `parts` under the name `whole`."""
+    joined = {}
+    for key, value in weights.items():
+        if f".{parts[0]}." in key:
+            pieces = [weights[key.replace(parts[0], part)] for part in parts]
+            joined[key.replace(parts[0], whole)] = torch.cat(pieces)
+        elif not any(f".{part}." in key for part in parts):
+            joined[key] = value
+    return joined
+
+
+QKV = (("q_proj", "k_proj", "v_proj"), "qkv")
+GATED = (("gate_proj", "up_proj"), "fc1")
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 16)], ids=["stored_size", "run_time"])
+@pytest.mark.parametrize("scale", [1.0, 1e-3], ids=["", "faint"])
+def test_deit_of_transformers_agrees(scale, size, randomise):
+    options = {**SIZES, "image_size": 32, "patch_size": 8, "layer_norm_eps": 1e-12}
+    peer = randomise(DeiTForImageClassificationWithTeacher(DeiTConfig(**options)))
+    faint(peer, scale)
+    rules = (
+        (r"^deit\.layernorm\.", "vit.norm."),
+        (r"^deit\.", "vit."),
+        (r"^cls_classifier", "classifier"),
+        (r"distillation_token$", "register_tokens"),
+        (r"\.layernorm_before\.", ".norm1."),
+        (r"\.layernorm_after\.", ".norm2."),
+        (r"\.o_proj\.", ".output."),
+    )
+    config = VitHfConfig(
+        **options,
+        hidden_act="gelu",
+        distilled=True,
+        num_register_tokens=1,
+        prefix_positions="all",
+        position_interpolation="transformers",
+    )
+    ours = load(VitHfForImageClassification(config), rename(fused(peer.state_dict(), *QKV), rules))
+    images = torch.randn(2, 3, *size)
     with torch.no_grad():
-        expected = backbone(images)
-        expected = expected[-1] if isinstance(expected, (list, tuple)) else expected
-        found = stem(images)
-    assert found.shape == expected.shape == (2, 512, 4, 4)
-    # 5e-4: measured 1e-4 from the epsilons; another padding or stride would be of the order of the values, about 1
-    torch.testing.assert_close(found, expected, atol=5e-4, rtol=1e-3)
+        expected = peer(images, interpolate_pos_encoding=True, output_hidden_states=True)
+        found = ours(images, interpolate_pos_encoding=True, output_hidden_states=True)
+    torch.testing.assert_close(found.logits, expected.logits, atol=TOLERANCE, rtol=0)
+    for a, b in zip(found.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(a, b, atol=TOLERANCE, rtol=0)
+
+
+def dinov2_pair(randomise, scale=1.0, *, registers=0, swiglu=False):
+    """Return a DINOv2 of transformers with random weights and our encoder with the same, mask token included."""
+    sizes = {name: SIZES[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    options = {**sizes, "image_size": 32, "patch_size": 8, "layer_norm_eps": 1e-6}
+    theirs = {**options, "mlp_ratio": 4, "use_swiglu_ffn": swiglu}
+    if registers:
+        peer = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**theirs, num_register_tokens=registers))
+    else:
+        peer = Dinov2Model(Dinov2Config(**theirs))
+    faint(randomise(peer), scale)
+    rules = (
+        (r"^layernorm\.", "norm."),
+        (r"^encoder\.layer\.", "layers."),
+        (r"\.layer_scale(\d)\.lambda1$", r".scale\1.scale"),
+        (r"\.o_proj\.", ".output."),
+        (r"\.down_proj\.", ".fc2."),
+    )
+    weights = rename(fused(fused(peer.state_dict(), *QKV), *GATED), rules)
+    weights["embeddings.mask_token"] = weights["embeddings.mask_token"][None]
+    config = VitHfConfig(
+        **options,
+        intermediate_size=128 if swiglu else 192,  # two thirds of 4 * 48
+        hidden_act="swiglu" if swiglu else "gelu",
+        layer_scale_init=1.0,
+        num_register_tokens=registers,
+        position_interpolation="timm" if registers else "transformers",  # with registers: with antialias
+    )
+    return peer.eval(), load(VitHfModel(config, use_mask_token=True), weights)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 16), (16, 64)], ids=["stored_size", "run_time", "same_count"])
+@pytest.mark.parametrize("scale", [1.0, 1e-3], ids=["", "faint"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"swiglu": True}, {"registers": 4}, {"registers": 4, "swiglu": True}],
+    ids=["plain", "swiglu", "registers", "registers_swiglu"],
+)
+def test_dinov2_of_transformers_agrees_also_at_another_rectangle_and_masked(options, scale, size, randomise):
+    peer, ours = dinov2_pair(randomise, scale, **options)
+    images, mask = torch.randn(2, 3, *size), torch.rand(2, size[0] * size[1] // 64) < 0.5
+    with torch.no_grad():
+        for masked in (None, mask):
+            expected = peer(images, bool_masked_pos=masked)
+            found = ours(images, bool_masked_pos=masked, interpolate_pos_encoding=True)
+            torch.testing.assert_close(
+                found.last_hidden_state, expected.last_hidden_state, atol=TOLERANCE, rtol=TOLERANCE
+            )
+            torch.testing.assert_close(found.pooler_output, expected.pooler_output, atol=TOLERANCE, rtol=TOLERANCE)

@@ -60,6 +60,9 @@ def test_parts_of_b16_equal_counts_by_hand(b16):
         {"pooling": "gap", "qk_norm": True, "layer_scale_init": 0.1, "position_embedding": "sincos2d"},
         {"num_hidden_layers": 1},
         {"num_hidden_layers": 2, "patch_size": 8, "resnet_stem_layers": [1, 1], "resnet_stem_width": 32},
+        {"pooling": "gap", "class_token": True, "fc_norm": True, "hidden_act": "swiglu"},
+        {"distilled": True, "num_register_tokens": 2, "prefix_positions": "all"},
+        {"fc_norm": True, "embedding_norm": True, "patch_bias": False, "hidden_act": "quick_gelu"},
     ],
 )
 def test_parts_and_layers_add_up_to_the_whole_model(tiny, overrides):
@@ -115,9 +118,29 @@ def test_flops_equal_those_counted_in_a_real_run_of_either_backend(tiny, pooling
     assert summarise(config).flops == counter.get_total_flops()
 
 
-def test_without_a_class_token_the_last_block_has_no_shortcut(tiny):
-    found = summarise(tiny(pooling="gap"))
+@pytest.mark.parametrize(
+    "overrides",
+    [{"pooling": "gap"}, {"pooling": "gap", "class_token": True}, {"distilled": True, "num_register_tokens": 1}],
+    ids=["gap", "gap_class_token", "distilled"],
+)
+def test_where_the_head_sees_other_tokens_the_last_block_has_no_shortcut(tiny, overrides):
+    found = summarise(tiny(**overrides))
     assert found.flops == found.flops_full_last_block
+    assert "blocks 1-3, each" in [layer.name for layer in found.layers]
+
+
+def test_a_gated_mlp_counts_its_first_layer_twice_as_wide(tiny):
+    plain, gated = summarise(tiny()), summarise(tiny(hidden_act="swiglu"))
+    assert gated.parameters - plain.parameters == 3 * (32 * 64 + 64)
+    assert gated.flops - plain.flops == 2 * (13 + 13 + 1) * 32 * 64
+
+
+def test_a_norm_after_the_pooling_is_counted_there(tiny):
+    found = summarise(tiny(fc_norm=True))
+    names = [layer.name for layer in found.layers]
+    assert "final norm" not in names
+    assert "class token, norm" in names
+    assert (found.parts.final_norm, found.parts.pooling) == (0, 64)
 
 
 # ---------------------------------------------------------------------------------------------- memory

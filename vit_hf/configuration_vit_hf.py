@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-ACTIVATIONS = ("gelu", "gelu_pytorch_tanh")
+ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu", "swiglu")
 POOLINGS = ("cls", "gap", "map")
 POSITION_EMBEDDINGS = ("learned", "sincos2d")
-POSITION_INTERPOLATIONS = ("google", "timm", "torchvision", "transformers")
+PREFIX_POSITIONS = ("cls", "none", "all")
+POSITION_INTERPOLATIONS = ("google", "timm", "torchvision", "transformers", "dino")
+RESNET_STEM_STYLES = ("google", "timm")
 # Smallest and largest value of each size. The largest are far above any published model (ViT-22B: 48 layers of width
 # 6,144, MLP 24,576): a config from elsewhere that asks for more would only exhaust the memory.
 SIZE_LIMITS = {
@@ -58,7 +60,9 @@ class VitHfConfig(PreTrainedConfig):
         num_hidden_layers: number of encoder blocks.
         num_attention_heads: heads of each self-attention.
         intermediate_size: width of the MLP's hidden layer (4 D in the paper).
-        hidden_act: "gelu_pytorch_tanh" (the official JAX code) or "gelu" (erf form: timm, torchvision, transformers).
+        hidden_act: "gelu_pytorch_tanh" (the official JAX code), "gelu" (erf form: timm, torchvision, transformers),
+            "quick_gelu" (x * sigmoid(1.702 x): OpenAI's CLIP), or "swiglu": a gated MLP, silu(a) * b on the two halves
+            of a first layer of twice `intermediate_size` (DINOv2 giant).
         hidden_dropout_prob: dropout after the position embedding, the attention's output and both MLP layers, in
             [0, 1) (paper, Table 3: 0.1 or 0).
         attention_probs_dropout_prob: dropout on the attention weights, in [0, 1).
@@ -66,23 +70,35 @@ class VitHfConfig(PreTrainedConfig):
             block, growing linearly from 0 at the first (Huang et al. 2016, arXiv 1603.09382; rates of DeiT).
         layer_norm_eps: added to the variance in every LayerNorm (official code: 1e-6).
         qkv_bias: whether query, key and value projections have biases.
-        pooling: what the head sees. "cls" the class token; "gap" the mean of the normalised patch tokens, no class
-            token (official `classifier="gap"`); "map" attention pooling by a learned probe, no class token
-            (big_vision's MAPHead).
+        patch_bias: whether the patch projection has a bias (CLIP: no).
+        embedding_norm: LayerNorm on the embedded tokens before the first block (CLIP's `ln_pre`).
+        pooling: what the head sees. "cls" the class token; "gap" the mean of the patch tokens (official
+            `classifier="gap"`); "map" attention pooling of the patch tokens by a learned probe (big_vision's MAPHead).
+        class_token: whether a class token stands first; None: with pooling "cls" only. True with pooling "gap" is the
+            fine-tuned MAE.
+        fc_norm: the last LayerNorm comes after the pooling instead of before it (MAE fine-tuning, timm's `fc_norm`);
+            `last_hidden_state` is then not normalised.
+        distilled: the first register is DeiT's distillation token (arXiv 2012.12877): a classifier of its own reads
+            it, and the logits are the mean of both classifiers. Needs a register and pooling "cls".
         representation_size: width of the hidden layer Linear + tanh before the classifier that the paper uses in
             pre-training (`pre_logits`); None for fine-tuning.
-        num_register_tokens: extra learned tokens without position, between class token and patches (Darcet et al.
-            2024, arXiv 2309.16588).
+        num_register_tokens: extra learned tokens between class token and patches (Darcet et al. 2024, arXiv
+            2309.16588).
+        prefix_positions: which tokens before the patches have position embeddings: "cls" the class token (paper),
+            "none" (DeiT III, big_vision), "all" the registers too (DeiT's distillation token).
         layer_scale_init: start value of a learned scale per channel on each residual branch (CaiT, arXiv 2103.17239;
             DeiT III: 1e-4); None for none.
         qk_norm: LayerNorm on the queries and keys of each head (ViT-22B, arXiv 2302.05442).
         position_embedding: "learned", or "sincos2d": the fixed 2-D table of big_vision and MAE (class token: zeros).
         position_interpolation: how positions are resampled to another grid: "google" bilinear with aligned corners,
-            "timm" bicubic with antialias, "torchvision" bicubic with aligned corners, "transformers" plain bicubic.
+            "timm" bicubic with antialias, "torchvision" bicubic with aligned corners, "transformers" plain bicubic,
+            "dino" bicubic by the factor (size + 0.1) / stored size (DINO, DINOv2 without registers).
         resnet_stem_layers: residual blocks per stage of a ResNetV2 stem before the patches, e.g. [3, 4, 9] for R50;
             [] for the root block alone; None for no stem.
         resnet_stem_width: channels of the stem's root convolution (64 times the official `width_factor`); a
             multiple of 32, the number of groups of its GroupNorm.
+        resnet_stem_style: "google": filters divided by std + 1e-5, GroupNorm eps 1e-6 (official code); "timm":
+            by sqrt(variance + 1e-8), GroupNorm eps 1e-5.
 
     Raises:
         StrictDataclassError: (huggingface_hub) a field has the wrong type, or sizes, values and label names do not
@@ -109,15 +125,22 @@ class VitHfConfig(PreTrainedConfig):
     drop_path_rate: float | int = 0.0
     layer_norm_eps: float = 1e-6
     qkv_bias: bool = True
+    patch_bias: bool = True
+    embedding_norm: bool = False
     pooling: str = "cls"
+    class_token: bool | None = None
+    fc_norm: bool = False
+    distilled: bool = False
     representation_size: int | None = None
     num_register_tokens: int = 0
+    prefix_positions: str = "cls"
     layer_scale_init: float | int | None = None
     qk_norm: bool = False
     position_embedding: str = "learned"
     position_interpolation: str = "google"
     resnet_stem_layers: list[int] | tuple[int, ...] | None = None
     resnet_stem_width: int = 64
+    resnet_stem_style: str = "google"
 
     def __post_init__(self, **kwargs):
         for name in ("image_size", "patch_size", "resnet_stem_layers"):
@@ -186,13 +209,19 @@ class VitHfConfig(PreTrainedConfig):
 
     @property
     def has_cls_token(self) -> bool:
-        """Whether a class token stands before the patches: with pooling "cls" only."""
-        return self.pooling == "cls"
+        """Whether a class token stands before the patches."""
+        return self.pooling == "cls" if self.class_token is None else self.class_token
 
     @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches: class token and registers."""
         return int(self.has_cls_token) + self.num_register_tokens
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """Position embeddings before those of the patches; they are never resampled."""
+        counts = {"cls": int(self.has_cls_token), "none": 0, "all": self.num_prefix_tokens}
+        return counts[self.prefix_positions]
 
     @property
     def stem_stride(self) -> int:
@@ -231,10 +260,22 @@ class VitHfConfig(PreTrainedConfig):
             ("hidden_act", ACTIVATIONS),
             ("pooling", POOLINGS),
             ("position_embedding", POSITION_EMBEDDINGS),
+            ("prefix_positions", PREFIX_POSITIONS),
             ("position_interpolation", POSITION_INTERPOLATIONS),
+            ("resnet_stem_style", RESNET_STEM_STYLES),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+        if self.pooling == "cls" and not self.has_cls_token:
+            raise ValueError("pooling is 'cls' and class_token False; use pooling 'gap' or 'map', or a class token")
+        if self.distilled:
+            plain = self.pooling == "cls" and not self.fc_norm and self.representation_size is None
+            if not plain or self.num_register_tokens < 1:
+                raise ValueError(
+                    f"distilled needs num_register_tokens of at least 1 (found {self.num_register_tokens}), pooling "
+                    f"'cls' (found {self.pooling!r}), no fc_norm (found {self.fc_norm}) and no representation_size "
+                    f"(found {self.representation_size})"
+                )
 
     def _check_divisibility(self):
         """The width divides by the heads, the image by the patch, the patch by the stem's stride."""

@@ -25,9 +25,10 @@ of transformers; they differ in what they accept, because one function, `to_rgb`
                                        `input_data_format` decides; without it the only end that is 3, else the first
                                        (channels first) with a warning
 
-8-bit pictures stay uint8 through a resize (rounded, as in transformers), float pictures stay float32: the same rule in
-both classes. A path is opened and follows the table; a URL or a base64 text is decoded to RGB by transformers itself.
-`do_convert_rgb=False` hands a picture to transformers untouched: no rule above holds then, orientation included.
+8-bit pictures stay uint8 through a resize with antialiasing (rounded, as in transformers), float pictures stay float32:
+the same rule in both classes. A path is opened and follows the table; a URL or a base64 text is decoded to RGB by
+transformers itself. `do_convert_rgb=False` hands a picture to transformers untouched: no rule above holds then,
+orientation included.
 
 Shapes: B batch, C channels, H x W pixels.
 """
@@ -38,15 +39,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict, load_image
+from transformers.processing_utils import ImagesKwargs
 
 _AUTO_MAP = {
     "AutoImageProcessor": {
         "torchvision": "image_processing_vit_hf.VitHfImageProcessor",
         "pil": "image_processing_vit_hf.VitHfImageProcessorPil",
     }
+}
+_TORCH_MODES = {
+    PILImageResampling.NEAREST: "nearest-exact",
+    PILImageResampling.BILINEAR: "bilinear",
+    PILImageResampling.BICUBIC: "bicubic",
 }
 _TRANSPOSE = {  # EXIF orientation -> what brings the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -234,8 +242,24 @@ def _flatten(images) -> list:
     return list(images) if getattr(images, "ndim", None) == 4 else [images]
 
 
+class VitHfImageKwargs(ImagesKwargs, total=False):
+    """What the processors take beyond those of transformers.
+
+    `crop_rounding`: where a central crop begins if the margin is odd: "floor" (transformers) or "round" to the nearest
+    even number (torchvision, timm).
+    `antialias`: whether a bilinear or bicubic resize to fewer pixels averages over all that it leaves out (Pillow,
+    torchvision) or reads the nearest four or sixteen only, and is not rounded to 8 bits then (`tf.image.resize`,
+    which the official ViT code calls).
+    """
+
+    crop_rounding: str
+    antialias: bool
+
+
 class _VitHfDefaults:
     """What both backends share: the defaults, the way in and the way to disk."""
+
+    valid_kwargs: Any = VitHfImageKwargs
 
     _auto_class: Any = "AutoImageProcessor"  # `save_pretrained` copies this file beside the JSON
 
@@ -245,10 +269,27 @@ class _VitHfDefaults:
     resample = PILImageResampling.BILINEAR
     do_center_crop = False
     crop_size: ClassVar[dict[str, int]] = {"height": 224, "width": 224}
+    crop_rounding = "floor"
+    antialias = True
     do_rescale = True
     do_normalize = True
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.5, 0.5, 0.5)
+
+    def __init__(self, **kwargs):
+        if (rounding := kwargs.get("crop_rounding", "floor")) not in ("floor", "round"):
+            raise ValueError(f"crop_rounding is {rounding!r}; expected 'floor' or 'round'")
+        super().__init__(**kwargs)
+
+    def _rounded_crop(self, image, size: SizeDict):
+        """Crop (..., H, W) centrally with the rounding of torchvision; None where that is not asked for or possible."""
+        height, width = image.shape[-2:]
+        if self.crop_rounding != "round" or not size.height or not size.width:
+            return None
+        if height < size.height or width < size.width:
+            return None
+        top, left = round((height - size.height) / 2), round((width - size.width) / 2)
+        return image[..., top : top + size.height, left : left + size.width]
 
     def fetch_images(self, image_url_or_urls):
         """Open paths by the table's rules; URLs and base64 text through transformers; pass everything else on."""
@@ -299,9 +340,15 @@ class VitHfImageProcessor(_VitHfDefaults, TorchvisionBackend):
         return image if device is None else image.to(device)
 
     def resize(self, image: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        """Resize (..., H, W) with antialiasing; float results are kept in [0, 255], where uint8 saturates too."""
-        resized = super().resize(image, *args, **kwargs)
+        """Resize (..., H, W); float results are kept in [0, 255], where uint8 saturates too."""
+        image = image if self.antialias else image.float()
+        resized = super().resize(image, *args, **{"antialias": self.antialias, **kwargs})
         return resized.clamp(0, 255) if resized.is_floating_point() else resized
+
+    def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:  # type: ignore[override]
+        """Crop (..., H, W) centrally, zero-padded where too small; `crop_rounding` decides an odd margin."""
+        cropped = self._rounded_crop(image, size)
+        return super().center_crop(image, size, **kwargs) if cropped is None else cropped
 
 
 class VitHfImageProcessorPil(_VitHfDefaults, PilBackend):
@@ -314,17 +361,32 @@ class VitHfImageProcessorPil(_VitHfDefaults, PilBackend):
         return self._to_working_format(image, input_data_format, kwargs.get("do_rescale")).cpu().numpy()
 
     def resize(self, image: np.ndarray, size: SizeDict, resample=None, reducing_gap=None, **kwargs) -> np.ndarray:
-        """Resize (C, H, W) with Pillow; floats channel by channel as floats, where the base class rounds to 8 bits."""
-        if not np.issubdtype(image.dtype, np.floating):
+        """Resize (C, H, W) with Pillow; floats channel by channel as floats, where the base class rounds to 8 bits.
+
+        Without antialiasing, which Pillow always applies, torch does it.
+        """
+        if self.antialias and not np.issubdtype(image.dtype, np.floating):
             return super().resize(image, size, resample=resample, reducing_gap=reducing_gap, **kwargs)
         dummy = np.zeros((1, *image.shape[1:]), np.uint8)  # lets the base class work the target size out
         height, width = super().resize(dummy, size, resample=PILImageResampling.NEAREST).shape[1:]
         resample = PILImageResampling.BILINEAR if resample is None else resample
+        if not self.antialias:
+            mode = _TORCH_MODES.get(PILImageResampling(resample))
+            if mode is None:
+                raise ValueError(f"resample {resample!r} always antialiases; use bilinear, bicubic or nearest without")
+            aligned = {} if mode == "nearest-exact" else {"align_corners": False}
+            pixels = torch.from_numpy(np.ascontiguousarray(image))[None].float()
+            resized = F.interpolate(pixels, (height, width), mode=mode, **aligned)[0].clamp(
+                0, 255
+            )  # (C, height, width)
+            return resized.numpy()
         channels = [Image.fromarray(channel).resize((width, height), resample) for channel in image.astype(np.float32)]
         return np.stack([np.asarray(channel) for channel in channels]).clip(0, 255)  # (C, height, width)
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:  # type: ignore[override]
         """Crop (C, H, W) centrally, zero-padded where too small; an odd pixel of padding goes right or below."""
+        if (cropped := self._rounded_crop(image, size)) is not None:
+            return cropped
         # The base class would put it left or above, unlike the torchvision backend.
         if size.height is not None and size.width is not None:
             rows, columns = max(size.height - image.shape[1], 0), max(size.width - image.shape[2], 0)  # missing ones

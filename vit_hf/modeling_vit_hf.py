@@ -33,7 +33,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_vit_hf import VitHfConfig, as_pair, patch_grid
+from .configuration_vit_hf import VitHfConfig, patch_grid
 
 logger = logging.get_logger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
@@ -86,15 +86,42 @@ def resample_positions(
     if source == target:
         return positions
     prefix, grid = positions[:, :num_prefix], positions[:, num_prefix:]
+    factors = tuple((new + 0.1) / old for new, old in zip(target, source, strict=True))
     options: dict = {
-        "google": {"mode": "bilinear", "align_corners": True},
-        "timm": {"mode": "bicubic", "antialias": True, "align_corners": False},
-        "torchvision": {"mode": "bicubic", "align_corners": True},
-        "transformers": {"mode": "bicubic", "align_corners": False},
+        "google": {"size": target, "mode": "bilinear", "align_corners": True},
+        "timm": {"size": target, "mode": "bicubic", "antialias": True, "align_corners": False},
+        "torchvision": {"size": target, "mode": "bicubic", "align_corners": True},
+        "transformers": {"size": target, "mode": "bicubic", "align_corners": False},
+        "dino": {"scale_factor": factors, "mode": "bicubic", "align_corners": False},
     }[method]
     grid = grid.reshape(1, *source, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
-    grid = F.interpolate(grid.float(), size=target, **options).to(positions.dtype)  # (1, D, h', w')
+    grid = F.interpolate(grid.float(), **options).to(positions.dtype)  # (1, D, h', w')
     return torch.cat([prefix, grid.flatten(2).transpose(1, 2)], dim=1)  # (1, P + h'*w', D)
+
+
+def resample_patch_kernel(kernel: torch.Tensor, target: tuple[int, int]) -> torch.Tensor:
+    """Resize the kernel of a patch projection by the pseudo-inverse of image resizing (FlexiViT, arXiv 2212.08013).
+
+    Where the patch grows, a patch of the old size and its bilinear enlargement give the same token under the old and
+    the new kernel (section 3.4; big_vision `models/proj/flexi/vit.py`).
+
+    Args:
+        kernel: (D, C, patch height, patch width), float.
+        target: (patch height, patch width) wanted, in cells of what the projection sees.
+
+    Returns:
+        (D, C, target height, target width), same dtype and device; worked out in float64 on the CPU.
+    """
+    source = (kernel.shape[-2], kernel.shape[-1])
+    if source == target:
+        return kernel
+    cells = torch.eye(math.prod(source), dtype=torch.float64, device="cpu")
+    cells = cells.view(-1, 1, *source)  # each an image of one bright cell
+    resized = F.interpolate(cells, size=target, mode="bilinear", align_corners=False)
+    resize = resized.flatten(1).T  # (target cells, source cells): enlarges a flattened patch
+    inverse = torch.linalg.pinv(resize.T)  # (target cells, source cells)
+    flat = kernel.flatten(2).to("cpu", torch.float64) @ inverse.T  # (D, C, target cells)
+    return flat.unflatten(-1, target).to(kernel)
 
 
 def sincos2d_positions(grid: tuple[int, int], width: int, num_prefix: int = 0) -> torch.Tensor:
@@ -123,31 +150,43 @@ def _pad_same(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) -> 
 
 
 class VitHfStdConv2d(nn.Conv2d):
-    """Convolution without bias, SAME padding, each filter standardised: (w - mean) / (std + 1e-5)."""
+    """Convolution without bias, SAME padding, each filter standardised: (w - mean) / (std + 1e-5).
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1):
+    In the style of timm the divisor is sqrt(variance + 1e-8).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, style: str = "google"):
         super().__init__(in_channels, out_channels, kernel, stride=stride, bias=False)
+        self.style = style
         _init_by(self, weight=_lecun_normal_)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        weight = (self.weight - mean) / (std + 1e-5)
+        divisor = std + 1e-5 if self.style == "google" else (std.square() + 1e-8).sqrt()
+        weight = (self.weight - mean) / divisor
         return F.conv2d(_pad_same(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride)
 
 
-class VitHfResidualUnit(nn.Module):
-    """Bottleneck 1x1, 3x3, 1x1 with GroupNorm (32 groups, eps 1e-6) and a projected shortcut where shapes change."""
+def _group_norm(channels: int, style: str) -> nn.GroupNorm:
+    """GroupNorm of 32 groups; eps 1e-6 in the official code, 1e-5 in timm."""
+    return nn.GroupNorm(32, channels, eps=1e-6 if style == "google" else 1e-5)
 
-    def __init__(self, in_channels: int, channels: int, stride: int):
+
+class VitHfResidualUnit(nn.Module):
+    """Bottleneck 1x1, 3x3, 1x1 with GroupNorm and a projected shortcut where shapes change."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, style: str):
         super().__init__()
         out_channels = 4 * channels
-        self.conv1, self.norm1 = VitHfStdConv2d(in_channels, channels, 1), nn.GroupNorm(32, channels, eps=1e-6)
-        self.conv2, self.norm2 = VitHfStdConv2d(channels, channels, 3, stride), nn.GroupNorm(32, channels, eps=1e-6)
-        self.conv3, self.norm3 = VitHfStdConv2d(channels, out_channels, 1), nn.GroupNorm(32, out_channels, eps=1e-6)
-        _init_by(self.norm3, weight=init.zeros_)
+        self.conv1 = VitHfStdConv2d(in_channels, channels, 1, style=style)
+        self.norm1 = _group_norm(channels, style)
+        self.conv2 = VitHfStdConv2d(channels, channels, 3, stride, style)
+        self.norm2 = _group_norm(channels, style)
+        self.conv3 = VitHfStdConv2d(channels, out_channels, 1, style=style)
+        self.norm3 = _init_by(_group_norm(out_channels, style), weight=init.zeros_)
         projected = in_channels != out_channels or stride != 1
-        self.conv_proj = VitHfStdConv2d(in_channels, out_channels, 1, stride) if projected else None
-        self.norm_proj = nn.GroupNorm(32, out_channels, eps=1e-6) if projected else None
+        self.conv_proj = VitHfStdConv2d(in_channels, out_channels, 1, stride, style) if projected else None
+        self.norm_proj = _group_norm(out_channels, style) if projected else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = x
@@ -163,16 +202,16 @@ class VitHfResNetStem(nn.Module):
 
     def __init__(self, config: VitHfConfig):
         super().__init__()
-        width = config.resnet_stem_width
-        self.root_conv = VitHfStdConv2d(config.num_channels, width, 7, stride=2)
-        self.root_norm = nn.GroupNorm(32, width, eps=1e-6)
+        width, style = config.resnet_stem_width, config.resnet_stem_style
+        self.root_conv = VitHfStdConv2d(config.num_channels, width, 7, 2, style)
+        self.root_norm = _group_norm(width, style)
         self.stages = nn.ModuleList()
         channels = width
         for index, count in enumerate(config.resnet_stem_layers or ()):
             units = []
             for unit in range(count):
                 stride = 2 if unit == 0 and index > 0 else 1
-                units.append(VitHfResidualUnit(channels, width * 2**index, stride))
+                units.append(VitHfResidualUnit(channels, width * 2**index, stride, style))
                 channels = 4 * width * 2**index
             self.stages.append(nn.Sequential(*units))
         self.out_channels = channels
@@ -195,8 +234,21 @@ class VitHfPatchEmbeddings(nn.Module):
         self.stem = None if config.resnet_stem_layers is None else VitHfResNetStem(config)
         channels = config.num_channels if self.stem is None else self.stem.out_channels
         kernel = (self.patch_hw[0] // config.stem_stride, self.patch_hw[1] // config.stem_stride)
-        projection = nn.Conv2d(channels, config.hidden_size, kernel, stride=kernel)
+        projection = nn.Conv2d(channels, config.hidden_size, kernel, stride=kernel, bias=config.patch_bias)
         self.projection = _init_by(projection, weight=_lecun_normal_)
+
+    def set_patch_size(self, config: VitHfConfig) -> None:
+        """Resample the projection's kernel to the patch size of another config."""
+        old = self.projection
+        kernel = (config.patch_hw[0] // config.stem_stride, config.patch_hw[1] // config.stem_stride)
+        new = nn.Conv2d(old.in_channels, old.out_channels, kernel, stride=kernel, bias=False)
+        weight = resample_patch_kernel(old.weight, kernel)
+        new.weight, new.bias = nn.Parameter(weight, requires_grad=old.weight.requires_grad), old.bias
+        logger.warning(
+            f"patch kernel resampled from {'x'.join(map(str, self.patch_hw))} to {'x'.join(map(str, config.patch_hw))} "
+            "pixels by the pseudo-inverse of image resizing"
+        )
+        self.projection, self.patch_hw = _init_by(new, weight=_lecun_normal_), config.patch_hw
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
@@ -215,38 +267,39 @@ class VitHfEmbeddings(nn.Module):
     def __init__(self, config: VitHfConfig, use_mask_token: bool = False):
         super().__init__()
         self.config = config
-        width, num_cls = config.hidden_size, int(config.has_cls_token)
+        width = config.hidden_size
         self.patch_embeddings = VitHfPatchEmbeddings(config)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if num_cls else None
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if config.has_cls_token else None
         num_registers = config.num_register_tokens
         self.register_tokens = nn.Parameter(torch.empty(1, num_registers, width)) if num_registers else None
         self.mask_token = nn.Parameter(torch.empty(1, 1, width)) if use_mask_token else None
         if config.position_embedding == "learned":
-            num_positions = num_cls + math.prod(config.grid_hw)
+            num_positions = config.num_prefix_positions + math.prod(config.grid_hw)
             self.position_embeddings = nn.Parameter(torch.empty(1, num_positions, width))
         else:
             self.register_buffer("position_embeddings", self.fixed_positions(config.grid_hw), persistent=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.embedding_norm else None
 
     def fixed_positions(self, grid: tuple[int, int]) -> torch.Tensor:
-        """Return the sine-cosine table for a patch grid, (1, cls + h*w, D), in the default dtype."""
-        table = sincos2d_positions(grid, self.config.hidden_size, int(self.config.has_cls_token))
+        """Return the sine-cosine table for a patch grid, (1, prefix + h*w, D), in the default dtype."""
+        table = sincos2d_positions(grid, self.config.hidden_size, self.config.num_prefix_positions)
         return table.to(torch.get_default_dtype())  # that of the parameters while the model is built
 
     def resampled_positions(self, grid: tuple[int, int]) -> torch.Tensor:
-        """Return positions (1, cls + h*w, D) for another grid: learned ones resampled, fixed ones computed anew."""
+        """Return positions (1, prefix + h*w, D) for another grid: learned ones resampled, fixed ones computed anew."""
         if self.config.position_embedding == "sincos2d":
             return self.fixed_positions(grid).to(self.position_embeddings)
         return resample_positions(
             self.position_embeddings,
-            num_prefix=int(self.config.has_cls_token),
+            num_prefix=self.config.num_prefix_positions,
             source=self.config.grid_hw,
             target=grid,
             method=self.config.position_interpolation,
         )
 
     def positions(self, image_hw: tuple[int, int], interpolate: bool) -> torch.Tensor:
-        """Return positions (1, cls + h*w, D) for an image of (height, width) pixels, resampled if `interpolate`."""
+        """Return positions (1, prefix + h*w, D) for an image of (height, width) pixels, resampled if `interpolate`."""
         if image_hw == self.config.image_hw:
             return self.position_embeddings
         if not interpolate:
@@ -276,14 +329,15 @@ class VitHfEmbeddings(nn.Module):
                     "one value a patch, row by row"
                 )
             patches = torch.where(bool_masked_pos[..., None].bool(), self.mask_token.to(patches.dtype), patches)
-        num_cls = int(self.cls_token is not None)
-        prefix = []
-        if self.cls_token is not None:
-            prefix.append((self.cls_token + positions[:, :1]).expand(batch, -1, -1))  # (B, 1, D)
-        if self.register_tokens is not None:
-            prefix.append(self.register_tokens.expand(batch, -1, -1))  # (B, registers, D)
-        tokens = torch.cat([*prefix, patches + positions[:, num_cls:]], dim=1)  # (B, N, D)
-        return self.dropout(tokens)
+        placed = self.config.num_prefix_positions
+        tokens = patches + positions[:, placed:]  # (B, h*w, D)
+        before: list[torch.Tensor] = [token for token in (self.cls_token, self.register_tokens) if token is not None]
+        if before:
+            prefix = torch.cat(before, dim=1)  # (1, P, D)
+            prefix = torch.cat([prefix[:, :placed] + positions[:, :placed], prefix[:, placed:]], dim=1)
+            tokens = torch.cat([prefix.expand(batch, -1, -1), tokens], dim=1)  # (B, N, D)
+        tokens = self.dropout(tokens)
+        return tokens if self.norm is None else self.norm(tokens)
 
 
 # ---------------------------------------------------------------------------------------------- encoder
@@ -370,13 +424,23 @@ class VitHfAttention(nn.Module):
         return F.linear(hidden_states, self.qkv.weight[rows], bias).unflatten(-1, (-1, self.head_dim))
 
 
+class VitHfSwiGLU(nn.Module):
+    """silu(a) * b on the two halves of the last dimension (Shazeer 2020, arXiv 2002.05202)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value  # (B, N, half)
+
+
 class VitHfMLP(nn.Module):
-    """Linear, GELU, dropout, Linear (paper, section 3.1)."""
+    """Linear, GELU, dropout, Linear (paper, section 3.1); the first layer is twice as wide with SwiGLU."""
 
     def __init__(self, config: VitHfConfig):
         super().__init__()
-        self.fc1 = _init_by(nn.Linear(config.hidden_size, config.intermediate_size), bias=_tiny_normal_)
-        self.activation = ACT2FN[config.hidden_act]
+        gated = config.hidden_act == "swiglu"
+        width = config.intermediate_size * (2 if gated else 1)
+        self.fc1 = _init_by(nn.Linear(config.hidden_size, width), bias=_tiny_normal_)
+        self.activation = VitHfSwiGLU() if gated else ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.fc2 = _init_by(nn.Linear(config.intermediate_size, config.hidden_size), bias=_tiny_normal_)
 
@@ -449,22 +513,24 @@ class VitHfAttentionPooling(nn.Module):
 
 
 class VitHfPooler(nn.Module):
-    """From the normalised tokens to the vector that the classifier sees."""
+    """From the tokens to the vector that the classifier sees."""
 
     def __init__(self, config: VitHfConfig):
         super().__init__()
         self.pooling, self.num_prefix_tokens = config.pooling, config.num_prefix_tokens
         self.attention_pooling = VitHfAttentionPooling(config) if config.pooling == "map" else None
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.fc_norm else None
         size = config.representation_size
         self.pre_logits = None if size is None else _init_by(nn.Linear(config.hidden_size, size), weight=_lecun_normal_)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.attention_pooling is not None:
-            pooled = self.attention_pooling(hidden_states)
-        elif self.pooling == "gap":
-            pooled = hidden_states[:, self.num_prefix_tokens :].mean(dim=1)
-        else:
+        if self.pooling == "cls":
             pooled = hidden_states[:, 0]  # (B, D)
+        else:
+            patches = hidden_states[:, self.num_prefix_tokens :]  # (B, h*w, D)
+            pooled = patches.mean(dim=1) if self.attention_pooling is None else self.attention_pooling(patches)
+        if self.norm is not None:
+            pooled = self.norm(pooled)
         return pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))  # (B, D) or (B, R)
 
 
@@ -520,32 +586,50 @@ class VitHfPreTrainedModel(PreTrainedModel):
         return cast(VitHfModel, getattr(self, self.base_model_prefix, self))
 
     @torch.no_grad()
-    def set_image_size(self, image_size: int | tuple[int, int] | list[int]) -> None:
-        """Make the model take another image size: positions are resampled in place and the config follows.
+    def set_image_size(
+        self, image_size: int | tuple[int, int] | list[int], patch_size: int | tuple[int, int] | list[int] | None = None
+    ) -> None:
+        """Make the model take another image size or patch size: weights are resampled in place, the config follows.
+
+        Positions are resampled to the new patch grid by the config's `position_interpolation`, the kernel of the patch
+        projection by `resample_patch_kernel`.
 
         Args:
             image_size: pixels, one int or (height, width); divisible by the patch size.
+            patch_size: pixels, one int or (height, width); None keeps it. With a ResNet stem a multiple of its stride.
 
         Raises:
-            ValueError: the size is not divisible by the patch; the model is unchanged.
+            ValueError: the sizes do not divide, or the patch size of a model for masked images, which its decoder
+                fixes, was to change; the model is unchanged.
         """
-        source = self.config.grid_hw
-        target = patch_grid(as_pair(image_size), self.config.patch_hw)
+        changed = copy.deepcopy(self.config)
+        changed.image_size = image_size if isinstance(image_size, int) else list(image_size)
+        if patch_size is not None:
+            changed.patch_size = patch_size if isinstance(patch_size, int) else list(patch_size)
+        changed.validate_architecture()
+        source, target = self.config.grid_hw, changed.grid_hw
         embeddings = self.encoder.embeddings
+        if changed.patch_hw != self.config.patch_hw:
+            if embeddings.mask_token is not None:
+                raise ValueError(
+                    f"patch_size {patch_size} cannot replace {self.config.patch_size} in a model for masked images, "
+                    "whose decoder predicts whole patches; load the weights as VitHfForImageClassification"
+                )
+            embeddings.patch_embeddings.set_patch_size(changed)
         resampled = embeddings.resampled_positions(target)
         if isinstance(embeddings.position_embeddings, nn.Parameter):
             trainable = embeddings.position_embeddings.requires_grad
             embeddings.position_embeddings = nn.Parameter(resampled.clone(), requires_grad=trainable)
         else:
             embeddings.position_embeddings = resampled
-        for config in {id(c): c for c in (self.config, self.encoder.config, embeddings.config)}.values():
-            config.image_size = image_size if isinstance(image_size, int) else list(image_size)
         if source != target:
             method = self.config.position_interpolation
             logger.warning(
                 f"position embeddings resampled from a {source[0]}x{source[1]} to a {target[0]}x{target[1]} grid "
                 f"({method if self.config.position_embedding == 'learned' else 'sincos2d, computed anew'})"
             )
+        for config in {id(c): c for c in (self.config, self.encoder.config, embeddings.config)}.values():
+            config.image_size, config.patch_size = changed.image_size, changed.patch_size
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -553,7 +637,8 @@ class VitHfPreTrainedModel(PreTrainedModel):
 
         The weights are loaded as they were saved; then what the caller asked to differ is changed openly:
 
-        - `image_size=...` other than the stored one: positions are resampled, which a warning reports;
+        - `image_size=...` or `patch_size=...` other than the stored one: positions and patch kernel are resampled,
+          which a warning reports;
         - `num_labels=...`, `id2label=...`, or a config whose label names differ: the classifier is replaced by a new
           one of zeros, also when the number of classes is the same.
 
@@ -590,7 +675,8 @@ class VitHfPreTrainedModel(PreTrainedModel):
         config = copy.deepcopy(config)
         config.validate()
         wanted = copy.copy(config)
-        config.image_size, config.id2label, config.label2id = stored.image_size, stored.id2label, stored.label2id
+        config.image_size, config.patch_size = stored.image_size, stored.patch_size
+        config.id2label, config.label2id = stored.id2label, stored.label2id
         try:
             model, info = super().from_pretrained(
                 path, *model_args, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -605,8 +691,8 @@ class VitHfPreTrainedModel(PreTrainedModel):
                 f"index, whole, and not a web page or Git-LFS pointer of that name: {remedy}"
             ) from error
         model._check_loading(info, stored.architectures or [], path, accepts_other_shapes)
-        if wanted.image_hw != stored.image_hw:
-            model.set_image_size(wanted.image_size)
+        if (wanted.image_hw, wanted.patch_hw) != (stored.image_hw, stored.patch_hw):
+            model.set_image_size(wanted.image_size, wanted.patch_size)
         if wanted.id2label != stored.id2label:
             model.set_labels(wanted.id2label)
         return (model, info) if wants_info else model
@@ -619,7 +705,7 @@ class VitHfPreTrainedModel(PreTrainedModel):
     def _check_loading(self, info: dict, architectures: list[str], path: str, accepts_other_shapes: bool) -> None:
         """Raise unless all weights are there, or the difference of classes explains it; list all that are wrong."""
         name = type(self).__name__
-        heads = ("classifier.", "decoder.", "pooler.", "embeddings.mask_token")
+        heads = ("classifier.", "distillation_classifier.", "decoder.", "pooler.", "embeddings.mask_token")
         other_class = name not in architectures
         problems = [
             f"{kind[:-5]}: {key}"
@@ -651,7 +737,7 @@ class VitHfModel(VitHfPreTrainedModel):
         last = max(config.num_hidden_layers - 1, 1)
         rates = [config.drop_path_rate * index / last for index in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList([VitHfLayer(config, rate) for rate in rates])
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = None if config.fc_norm else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = VitHfPooler(config) if add_pooling_layer else None
         self.post_init()
 
@@ -676,9 +762,10 @@ class VitHfModel(VitHfPreTrainedModel):
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what attention backends take.
 
         Returns:
-            `last_hidden_state` (B, N, D), after the final LayerNorm; `pooler_output` (B, D), or (B, R) with a
-            representation head; on request `hidden_states` (layers + 1 of (B, N, D), before the final LayerNorm)
-            and `attentions` (layers of (B, A, N, N)), whatever the attention backend.
+            `last_hidden_state` (B, N, D), after the final LayerNorm (with `fc_norm` as the last block leaves it);
+            `pooler_output` (B, D), or (B, R) with a representation head; on request `hidden_states` (layers + 1 of
+            (B, N, D), before the final LayerNorm) and `attentions` (layers of (B, A, N, N)), whatever the attention
+            backend.
         """
         if self.config.output_attentions:
             kwargs.setdefault("output_attentions", True)
@@ -690,7 +777,8 @@ class VitHfModel(VitHfPreTrainedModel):
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layers[-1](hidden_states, num_queries=1 if shortcut else None, **kwargs)
-        hidden_states = self.norm(hidden_states)  # (B, N, D), or (B, 1, D) by the shortcut
+        if self.norm is not None:
+            hidden_states = self.norm(hidden_states)  # (B, N, D), or (B, 1, D) by the shortcut
         pooled = None if self.pooler is None else self.pooler(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=None if shortcut else hidden_states, pooler_output=pooled)
 
@@ -740,11 +828,15 @@ class VitHfForImageClassification(VitHfPreTrainedModel):
         self.vit = VitHfModel(config)
         width = config.hidden_size if config.representation_size is None else config.representation_size
         self.classifier = _init_by(nn.Linear(width, cast(int, config.num_labels)), weight=init.zeros_)
+        self.distillation_classifier = None
+        if config.distilled:
+            second = nn.Linear(width, cast(int, config.num_labels))
+            self.distillation_classifier = _init_by(second, weight=init.zeros_)
         self.post_init()
 
     @torch.no_grad()
     def set_labels(self, id2label: dict[int, str]) -> None:
-        """Replace the classifier by a new one of zeros for these classes, and write their names into the config.
+        """Replace the classifiers by new ones of zeros for these classes, and write their names into the config.
 
         Args:
             id2label: names by class index, 0, 1, ... without gaps.
@@ -754,10 +846,12 @@ class VitHfForImageClassification(VitHfPreTrainedModel):
         """
         super().set_labels(id2label)
         old = self.classifier
-        new = nn.Linear(old.in_features, len(id2label), device=old.weight.device, dtype=old.weight.dtype)
-        self.classifier = _init_by(new, weight=init.zeros_)
-        self.classifier.weight.zero_()
-        self.classifier.bias.zero_()
+        for name in ("classifier", "distillation_classifier"):
+            if getattr(self, name) is not None:
+                new = nn.Linear(old.in_features, len(id2label), device=old.weight.device, dtype=old.weight.dtype)
+                new.weight.zero_()
+                new.bias.zero_()
+                setattr(self, name, _init_by(new, weight=init.zeros_))
         logger.warning(f"classifier replaced: {old.out_features} classes before, {len(id2label)} new ones, all zeros")
 
     @can_return_tuple
@@ -784,11 +878,14 @@ class VitHfForImageClassification(VitHfPreTrainedModel):
         outputs: BaseModelOutputWithPooling = self.vit(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
-            pooled_only=True,
+            pooled_only=self.distillation_classifier is None,
             return_dict=True,
             **kwargs,
         )
         logits = self.classifier(outputs.pooler_output)  # (B, L)
+        if self.distillation_classifier is not None:
+            tokens = cast(torch.Tensor, outputs.last_hidden_state)
+            logits = (logits + self.distillation_classifier(tokens[:, 1])) / 2
         loss = None if labels is None else classification_loss(logits, labels, num_items=num_items_in_batch)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

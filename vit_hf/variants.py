@@ -5,6 +5,7 @@ google-research/vision_transformer `vit_jax/configs/models.py` for the hybrids' 
 """
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import fields
 
 from .configuration_vit_hf import VitHfConfig
@@ -32,6 +33,17 @@ VARIANTS = (
 )
 
 
+def check_fields(overrides: Mapping[str, object]) -> None:
+    """Raise a ValueError for a name that is no field of the config; it names the nearest known ones."""
+    known = {field.name for field in fields(VitHfConfig)} | {"num_labels"}
+    if unknown := sorted(set(overrides) - known):
+        near = difflib.get_close_matches(unknown[0], known, n=3)
+        raise ValueError(
+            f"unknown config field {unknown[0]!r}"
+            + (f"; did you mean {' or '.join(near)}?" if near else "; see help(vit_hf.VitHfConfig)")
+        )
+
+
 def variant(name: str, **overrides) -> VitHfConfig:
     """Return the config of a named variant at 224 px with 1,000 classes, changed by `overrides`.
 
@@ -54,13 +66,7 @@ def variant(name: str, **overrides) -> VitHfConfig:
             f"unknown variant {name!r}; expected one of {', '.join(VARIANTS)}"
             + (f" (did you mean {' or '.join(near)}?)" if near else "")
         )
-    known = {field.name for field in fields(VitHfConfig)} | {"num_labels"}
-    if unknown := sorted(set(overrides) - known):
-        near = difflib.get_close_matches(unknown[0], known, n=3)
-        raise ValueError(
-            f"unknown config field {unknown[0]!r}"
-            + (f"; did you mean {' or '.join(near)}?" if near else "; see help(vit_hf.VitHfConfig)")
-        )
+    check_fields(overrides)
     layers, hidden, mlp, heads = SIZES[size]
     stem_layers, patch_size = HYBRIDS.get(name, (None, int(patch)))
     chosen = {

@@ -41,8 +41,8 @@ class Parts:
     block: int
     encoder: int  # all blocks
     final_norm: int
-    pooling: int  # attention pooling and representation head; 0 for a bare class token or mean
-    classifier: int
+    pooling: int  # attention pooling, norm after the pooling, representation head; 0 for a bare class token or mean
+    classifier: int  # both of a distilled model
 
     @property
     def total(self) -> int:
@@ -73,7 +73,8 @@ class Summary:
     tokens: int  # per image in the encoder: patches, registers, class token
     classes: int
     parts: Parts
-    flops: int  # per image, as the classifier runs: with pooling "cls" the last block computes the class token alone
+    flops: int  # per image, as the classifier runs: with pooling "cls" the last block computes the class token alone,
+    # but for a distilled model, which sees two tokens
     flops_full_last_block: int  # per image, when all tokens pass the last block (features, attention maps)
     activation_bytes: int  # per image, kept for the backward pass
     layers: tuple[Layer, ...]
@@ -121,7 +122,7 @@ def summarise(config: VitHfConfig) -> Summary:
     shapes, flops = _trace(model, image)
     total = flops[""]
     full = total
-    if config.pooling == "cls":
+    if _has_shortcut(model):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.classifier(model.vit(image).pooler_output)
         full = counter.get_total_flops()
@@ -145,6 +146,11 @@ def _build(config: VitHfConfig) -> VitHfForImageClassification:
         return VitHfForImageClassification(config)
 
 
+def _has_shortcut(model: VitHfForImageClassification) -> bool:
+    """Whether the last block computes the class token alone."""
+    return model.config.pooling == "cls" and not model.config.distilled
+
+
 def _count(*modules: nn.Module | None) -> int:
     """Count the parameters of modules; None counts 0."""
     return sum(p.numel() for module in modules if module is not None for p in module.parameters())
@@ -160,7 +166,7 @@ def _parts(model: VitHfForImageClassification) -> Parts:
         encoder=_count(vit.layers),
         final_norm=_count(vit.norm),
         pooling=_count(vit.pooler),
-        classifier=_count(model.classifier),
+        classifier=_count(model.classifier, model.distillation_classifier),
     )
 
 
@@ -202,7 +208,7 @@ def _layers(
     rows.append(Layer("patch projection", shapes[name], _count(patches.projection), projected))
     rows.append(Layer("tokens and positions", shapes["vit.embeddings"], parts.tokens_and_positions, 0))
     last = len(vit.layers)
-    if model.config.pooling == "cls":
+    if _has_shortcut(model):
         if last > 1:
             label = "block 1" if last == 2 else f"blocks 1-{last - 1}, each"
             rows += _block(vit.layers[0], "vit.layers.0", shapes, flops, label, count=last - 1)
@@ -211,12 +217,17 @@ def _layers(
     else:
         label = "block 1" if last == 1 else f"blocks 1-{last}, each"
         rows += _block(vit.layers[0], "vit.layers.0", shapes, flops, label, count=last)
-    rows.append(Layer("final norm", shapes["vit.norm"], parts.final_norm, 0))
+    if vit.norm is not None:
+        rows.append(Layer("final norm", shapes["vit.norm"], parts.final_norm, 0))
     pooling = {"cls": "class token", "gap": "mean of the patches", "map": "attention pooling"}[model.config.pooling]
+    if model.config.fc_norm:
+        pooling += ", norm"
     if model.config.representation_size is not None:
         pooling += ", linear, tanh"
     rows.append(Layer(pooling, shapes["vit.pooler"], parts.pooling, flops["vit.pooler"]))
-    rows.append(Layer("classifier", shapes["classifier"], parts.classifier, flops["classifier"]))
+    name = "classifier" if model.distillation_classifier is None else "two classifiers"
+    head_flops = flops["classifier"] + flops.get("distillation_classifier", 0)
+    rows.append(Layer(name, shapes["classifier"], parts.classifier, head_flops))
     return tuple(rows)
 
 
