@@ -9,7 +9,13 @@ import PIL.Image
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from vit_hf import VitHfConfig, VitHfForImageClassification, VitHfImageProcessor
 from vit_hf.cli import main
@@ -207,14 +213,27 @@ def test_predict_names_a_missing_and_an_unreadable_picture(model, tmp_path, caps
     assert "text.png" in fails(capsys, "predict", model, tmp_path / "text.png")
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, picture, capsys):
+def test_a_model_of_another_library_is_loaded_as_it_is(tmp_path, picture, capsys):
     stock = ViTConfig(image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                      intermediate_size=32)  # fmt: skip
-    ViTForImageClassification(stock).save_pretrained(tmp_path / "stock")
-    VitHfImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "stock")
-    line = fails(capsys, "predict", tmp_path / "stock", picture)
-    assert "holds a model of type 'vit'" in line
-    assert "'vit_hf'" in line
+                      intermediate_size=32, id2label={0: "cat", 1: "dog"})  # fmt: skip
+    theirs = ViTForImageClassification(stock).eval()
+    theirs.save_pretrained(tmp_path / "stock")
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    processor.save_pretrained(tmp_path / "stock")
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "stock"), str(picture), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)["predictions"]
+    with torch.no_grad():
+        expected = theirs(**processor(PIL.Image.open(picture), return_tensors="pt")).logits.softmax(-1)[0]
+    assert {row["label"]: row["probability"] for row in answer} == pytest.approx(
+        {"cat": expected[0].item(), "dog": expected[1].item()}, abs=1e-6
+    )
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, picture, capsys):
+    ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(tmp_path)
+    line = fails(capsys, "predict", tmp_path, picture)
+    assert "holds no Vision Transformer of google, timm, torchvision, transformers" in line
 
 
 def test_evaluating_on_data_with_other_classes_names_the_first_unknown_one(model, capsys):

@@ -174,6 +174,22 @@ def test_without_antialiasing_a_resize_reads_the_nearest_four_pixels_unrounded(p
         assert np.abs(unscaled(processor_class(), Image.fromarray(image))[0].numpy() - expected).max() > 20
 
 
+@BOTH
+def test_another_image_size_keeps_the_proportion_of_resize_and_crop(processor_class):
+    crop = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
+    processor = processor_class(size={"shortest_edge": 256}, **crop)
+    assert processor.image_hw == (224, 224)
+    processor.set_image_size(112, 112)
+    assert (processor.image_hw, processor.size.shortest_edge) == ((112, 112), 128)
+    assert pixel_values(processor, noise(300, 200, 3)).shape[-2:] == (112, 112)
+    straight = processor_class()
+    straight.set_image_size(32, 48)
+    assert straight.image_hw == (32, 48)
+    assert pixel_values(straight, noise(300, 200, 3)).shape[-2:] == (32, 48)
+    with pytest.raises(ValueError, match="expected height and width, or a central crop with both"):
+        processor_class(size={"shortest_edge": 256}).image_hw  # noqa: B018
+
+
 def test_lanczos_without_antialiasing_is_refused():
     with pytest.raises(ValueError, match="always antialiases"):
         VitHfImageProcessorPil(antialias=False, resample=Image.Resampling.LANCZOS)(noise(30, 30, 3))

@@ -17,6 +17,8 @@ from .modeling_vit_hf import VitHfForImageClassification, VitHfForMaskedImageMod
 from .variants import variant
 
 if TYPE_CHECKING:
+    from .checkpoints.export import export_checkpoint
+    from .checkpoints.load import load_checkpoint
     from .training.loop import train
     from .training.recipe import Recipe
     from .training.recipes import get_recipe
@@ -40,15 +42,23 @@ __all__ = [
     "VitHfImageProcessor",
     "VitHfImageProcessorPil",
     "VitHfModel",
+    "export_checkpoint",
     "get_recipe",
+    "load_checkpoint",
     "train",
     "variant",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the training side, which needs Accelerate and datasets, only when it is asked for."""
-    modules = {"train": "loop", "Recipe": "recipe", "get_recipe": "recipes"}
+    """Import what loads further libraries (Accelerate, datasets, torchvision's models) only when it is asked for."""
+    modules = {
+        "train": "training.loop",
+        "Recipe": "training.recipe",
+        "get_recipe": "training.recipes",
+        "load_checkpoint": "checkpoints.load",
+        "export_checkpoint": "checkpoints.export",
+    }
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".training.{modules[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{modules[name]}", __name__), name)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,14 +12,15 @@ from transformers.utils import logging
 
 from . import __version__
 
-DESCRIPTION = "Train, evaluate and look at Vision Transformers in the Hugging Face ecosystem."
+DESCRIPTION = "Train, evaluate, convert and look at Vision Transformers in the Hugging Face ecosystem."
+SOURCES = ("google", "timm", "torchvision", "transformers")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 an error that the message tells how to mend, 2 usage."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "train":
+    if rest and not options.takes_fields:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
     logging.disable_progress_bar()  # of loading and saving weights; ours show what takes long
@@ -42,15 +44,16 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run, text: str, **options) -> argparse.ArgumentParser:
+    def add(name: str, run, text: str, takes_fields: bool = False, **options) -> argparse.ArgumentParser:
         command = commands.add_parser(name, parents=[common], help=text, description=text, **options)
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, takes_fields=takes_fields)
         return command
 
     train = add(
         "train",
         _train,
         "Train a model by a recipe and leave a model repo.",
+        takes_fields=True,
         epilog="Any field of the recipe can be set as --FIELD VALUE, nested fields with a dot: "
         "--optimization.epochs 10 --model.image_size 64. `vit-hf recipes NAME` prints all fields.",
     )
@@ -81,7 +84,43 @@ def build_parser() -> argparse.ArgumentParser:
 
     recipes = add("recipes", _recipes, "List the recipes, or print one whole as YAML.")
     recipes.add_argument("name", nargs="?", metavar="NAME", help="name or YAML file")
+
+    fields = (
+        "Config fields can be set as --FIELD VALUE: what the file does not tell (--num_attention_heads 6), or what is "
+        "to change (--image_size 384, --patch_size 8, --num_labels 10)."
+    )
+    convert = add(
+        "convert",
+        _convert,
+        "Turn weights of google, timm, torchvision or transformers into a model folder, with a receipt.",
+        takes_fields=True,
+        epilog=fields,
+    )
+    convert.add_argument("input", metavar="IN", help=".npz, .safetensors or .pth file, folder, or Hub id")
+    convert.add_argument("output", metavar="OUT", help="new model folder")
+    _add_source(convert)
+
+    export = add("export-weights", _export_weights, "Write a model's weights for another library.")
+    export.add_argument("model", metavar="MODEL", help="model folder or Hub id")
+    export.add_argument("output", metavar="OUT", help="new .npz, .safetensors or .pth file, or folder (no suffix)")
+    export.add_argument("--target", required=True, choices=SOURCES, help="library to write for")
+
+    verify = add(
+        "verify-conversion",
+        _verify_conversion,
+        "Run the original library and ours on the same images and print the largest differences.",
+        takes_fields=True,
+        epilog=fields,
+    )
+    verify.add_argument("input", metavar="IN", help=".npz, .safetensors or .pth file, folder, or Hub id")
+    verify.add_argument("--images", nargs="+", metavar="IMAGE", help="picture files (default: two of scikit-learn's)")
+    _add_source(verify)
     return parser
+
+
+def _add_source(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--source", choices=SOURCES, help="library of the file (default: found out)")
+    command.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub id")
 
 
 # ---------------------------------------------------------------------------------------------- commands
@@ -157,15 +196,14 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from .checkpoints.load import load_model
     from .data.images import read_image
     from .evaluation.scoring import classify
-    from .image_processing_vit_hf import VitHfImageProcessor, to_rgb
+    from .image_processing_vit_hf import to_rgb
     from .inspection.plots import plot_predictions
-    from .modeling_vit_hf import VitHfForImageClassification
 
     pictures = [to_rgb(read_image(path, where=path)) for path in options.images]
-    model = VitHfForImageClassification.from_pretrained(options.model)
-    processor = VitHfImageProcessor.from_pretrained(options.model)
+    model, processor = load_model(options.model)
     answers = classify(model, processor, pictures, top_k=options.top_k)
     for path, answer in zip(options.images, answers, strict=True):
         if options.json:
@@ -209,7 +247,72 @@ def _recipes(options: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(options: argparse.Namespace) -> int:
+    from .checkpoints.export import write_model_folder
+    from .checkpoints.load import load_checkpoint
+
+    folder = Path(options.output)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; give a new folder, or remove it")
+    fields = _parse_fields(options.overrides)
+    model = load_checkpoint(options.input, source=options.source, revision=options.revision, **fields)
+    write_model_folder(model, folder)
+    where = shlex.quote(str(folder))
+    print(f"{vars(model)['receipt']}\n\nmodel, image processor and receipt.json: {folder}\n\nnext:")
+    print(f"  vit-hf verify-conversion {shlex.quote(options.input)}\n  vit-hf predict {where} PICTURE.jpg")
+    return 0
+
+
+def _export_weights(options: argparse.Namespace) -> int:
+    from .checkpoints.export import export_checkpoint
+    from .image_processing_vit_hf import VitHfImageProcessor
+    from .modeling_vit_hf import VitHfForImageClassification
+
+    model = VitHfForImageClassification.from_pretrained(options.model)
+    processor = VitHfImageProcessor.from_pretrained(options.model)
+    print(f"written: {export_checkpoint(model, options.output, target=options.target, processor=processor)}")
+    return 0
+
+
+def _verify_conversion(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .checkpoints.verify import verify_conversion
+    from .data.images import read_image
+    from .image_processing_vit_hf import to_rgb
+
+    images = [to_rgb(read_image(path, where=path)) for path in options.images] if options.images else None
+    fields = _parse_fields(options.overrides)
+    found = verify_conversion(options.input, images, source=options.source, revision=options.revision, **fields)
+    print(f"{options.input}\nagainst {found.original}\non {found.images} images")
+    table = Table()
+    for name in ("quantity", "largest difference", "largest value", "note"):
+        table.add_column(name, justify="right" if name.startswith("largest") else "left")
+    for row in found.differences:
+        numbers = ["-" if value is None else f"{value:.2e}" for value in (row.largest, row.scale)]
+        table.add_row(row.quantity, *numbers, row.note)
+    Console().print(table)
+    print("the outputs agree" if found.agrees else "the outputs DIFFER by more than rounding")
+    return 0 if found.agrees else 1
+
+
 # ---------------------------------------------------------------------------------------------- helpers
+def _parse_fields(words: list[str]) -> dict[str, object]:
+    """Turn `--field value` into config fields; values are read as YAML: 384, [384, 512], null, gelu."""
+    import yaml
+
+    fields: dict[str, object] = {}
+    for name, text in _read_overrides(words).items():
+        try:
+            fields[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--{name} {text!r} is no YAML value ({error.__class__.__name__})") from error
+        if re.fullmatch(r"\d+e-?\d+", text):  # 1e-6 is text in YAML 1.1
+            fields[name] = float(text)
+    return fields
+
+
 def _read_overrides(words: list[str]) -> dict[str, str]:
     """Turn `--field value --other=value` into a mapping."""
     values: dict[str, str] = {}

@@ -281,6 +281,31 @@ class _VitHfDefaults:
             raise ValueError(f"crop_rounding is {rounding!r}; expected 'floor' or 'round'")
         super().__init__(**kwargs)
 
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """(height, width) in pixels of what the model sees."""
+        settings: Any = self
+        size = settings.crop_size if settings.do_center_crop else settings.size
+        if not size.height or not size.width:
+            raise ValueError(f"size is {dict(size)}; expected height and width, or a central crop with both")
+        return size.height, size.width
+
+    def set_image_size(self, height: int, width: int) -> None:
+        """Give the model images of another size; a resize before a central crop keeps its proportion to the crop.
+
+        Args:
+            height: pixels.
+            width: pixels.
+        """
+        settings: Any = self
+        old_height, old_width = self.image_hw
+        by_height, by_width = height / old_height, width / old_width
+        factors = {"height": by_height, "width": by_width, "shortest_edge": max(by_height, by_width)}
+        edges = {name: getattr(settings.size, name) for name in factors}
+        settings.size = SizeDict(**{name: round(edge * factors[name]) for name, edge in edges.items() if edge})
+        if settings.do_center_crop:
+            settings.crop_size = SizeDict(height=height, width=width)
+
     def _rounded_crop(self, image, size: SizeDict):
         """Crop (..., H, W) centrally with the rounding of torchvision; None where that is not asked for or possible."""
         height, width = image.shape[-2:]

@@ -79,7 +79,7 @@ class TrainTransform:
     """Turn one decoded picture into normalised pixels (C, H, W), float32, augmented."""
 
     def __init__(self, augmentation: Augmentation, processor: VitHfImageProcessor):
-        size = (processor.size["height"], processor.size["width"])
+        size = processor.image_hw
         options = {"interpolation": _INTERPOLATION[int(processor.resample)], "antialias": True}
         steps: list[torch.nn.Module] = []
         if augmentation.crop == "inception":

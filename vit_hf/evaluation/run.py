@@ -9,10 +9,9 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 
+from ..checkpoints.load import load_model
 from ..data.loading import build_evaluation_loader
 from ..data.pictures import DataFields, num_rows, open_pictures
-from ..image_processing_vit_hf import VitHfImageProcessor
-from ..modeling_vit_hf import VitHfForImageClassification
 from .scoring import Scores, align_labels, score
 
 
@@ -28,7 +27,7 @@ def evaluate(
     """Score every picture of a split once, with the model's own image processor.
 
     Args:
-        model: folder or Hub id.
+        model: folder or Hub id of a model of this package, or what `load_checkpoint` takes.
         data: what `load_source` takes; None for the data a run folder was trained on, cut as in training.
         split: name of the split; None for test, else validation.
         output: new folder for results.json.
@@ -46,8 +45,7 @@ def evaluate(
     folder = Path(output) if output is not None else None
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder; choose another --output")
-    network = VitHfForImageClassification.from_pretrained(model)
-    processor = VitHfImageProcessor.from_pretrained(model)
+    network, processor = load_model(model)
     pictures = open_pictures(DataFields(source=data) if data is not None else _trained_on(Path(model)))
     if split is None:
         rows, name = pictures.test, pictures.test_name

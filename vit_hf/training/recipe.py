@@ -35,7 +35,8 @@ class ModelFields:
     variant: str | None = None
     """Name in the table of `vit_hf.variants`, for training from scratch; None with init_from."""
     init_from: str | None = None
-    """Model folder or Hub id to start from, with a new classifier; it brings its own network."""
+    """What to start from, with a new classifier: model folder, Hub id, or weights of another library that
+    `load_checkpoint` takes. It brings its own network."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of `VitHfConfig` that differ from the variant or the loaded model: image_size, drop_path_rate, ..."""
 

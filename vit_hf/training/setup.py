@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..configuration_vit_hf import as_pair
+from ..checkpoints.load import load_model
 from ..data.loading import seed_from
 from ..data.pictures import Pictures
 from ..image_processing_vit_hf import VitHfImageProcessor
@@ -33,17 +33,15 @@ def build_model(
             "model.variant (such as S/16) to train from scratch"
         )
     if model.init_from is not None:
-        network = VitHfForImageClassification.from_pretrained(model.init_from, **model.config)
+        network, processor = load_model(model.init_from, **model.config)
         if network.config.id2label != id2label:
             network.set_labels(id2label)
-    else:
-        torch.manual_seed(seed_from("weights", seed))
-        network = VitHfForImageClassification(variant(str(model.variant), id2label=id2label, **model.config))
-    height, width = as_pair(network.config.image_size)
-    size = {"height": height, "width": width}
-    if model.init_from is not None:
-        return network, VitHfImageProcessor.from_pretrained(model.init_from, size=size)
-    return network, VitHfImageProcessor(size=size)
+        processor.set_image_size(*network.config.image_hw)
+        return network, processor
+    torch.manual_seed(seed_from("weights", seed))
+    network = VitHfForImageClassification(variant(str(model.variant), id2label=id2label, **model.config))
+    height, width = network.config.image_hw
+    return network, VitHfImageProcessor(size={"height": height, "width": width})
 
 
 def enable_checkpointing(network: VitHfForImageClassification) -> None:
