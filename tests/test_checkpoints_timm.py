@@ -337,6 +337,33 @@ def test_label_names_of_the_hub_become_the_classes(tmp_path, randomise):
     assert load_checkpoint(tmp_path / "m").config.id2label == dict(enumerate(names))
 
 
+@pytest.mark.parametrize(("tag", "classes", "named"), [("augreg2_in21k_ft_in1k", 1000, True), ("dino", 1000, False),
+                                                       ("a1_in1k", 10, False)])  # fmt: skip
+def test_a_tag_of_imagenet_names_the_classes(tag, classes, named, tmp_path, randomise):
+    arguments = {**SHRUNK, "patch_size": 8, "num_classes": classes}
+    theirs = randomise(timm.create_model("vit_tiny_patch16_224", **arguments))
+    theirs.pretrained_cfg = {**theirs.pretrained_cfg, "tag": tag, "num_classes": classes}
+    save_for_hf(theirs, tmp_path / "m", model_args=arguments, safe_serialization=True)
+    ours = load_checkpoint(tmp_path / "m")
+    assert ("id2label" in facts_of(ours)) == named
+    assert ours.config.id2label[1 if named else 0] == ("goldfish" if named else "LABEL_0")
+    if named:  # the order of torchvision's list is timm's
+        from timm.data import ImageNetInfo
+
+        info = ImageNetInfo("imagenet-1k")
+        assert [ours.config.id2label[i].lower() for i in (0, 281, 999)] == [
+            info.index_to_description(i).split(",")[0].lower() for i in (0, 281, 999)
+        ]
+
+
+def test_other_channels_than_three_are_said_of_the_processor(tmp_path, randomise):
+    theirs = randomise(timm.create_model("vit_tiny_patch16_224", **{**SHRUNK, "patch_size": 8, "in_chans": 1}))
+    save_for_hf(theirs, tmp_path / "m", safe_serialization=True)
+    ours = load_checkpoint(tmp_path / "m")
+    assert "it makes RGB, the model takes 1 channels" in facts_of(ours)["image_processor"].how
+    compare(theirs, ours)
+
+
 def test_an_image_that_patches_do_not_fill_is_cut_as_timm_cuts_it(tmp_path, randomise):
     theirs = randomise(timm.create_model("vit_tiny_patch16_224", **{**SHRUNK, "img_size": 38, "patch_size": 8}))
     save_for_hf(theirs, tmp_path / "m", safe_serialization=True)

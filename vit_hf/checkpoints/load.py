@@ -80,7 +80,8 @@ def load_checkpoint(
     _record_dropped(checkpoint, dropped, receipt)
     _adapt(model, config_overrides, receipt)
     preprocessing = library.preprocessing(checkpoint)
-    receipt.facts.append(Fact("image_processor", "settings", preprocessing.how))
+    described = preprocessing.described(model.config.image_hw, model.config.num_channels)
+    receipt.facts.append(Fact("image_processor", "settings", described))
     vars(model)["receipt"] = receipt
     vars(model)["image_processor"] = preprocessing.processor(model.config.image_hw)
     return model.eval()

@@ -15,7 +15,7 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-RECTANGLES = "; for an image_size that is no square the aspect ratio of pictures is not kept"
+RECTANGLES = "; the image is no square, so the aspect ratio of pictures is not kept"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Preprocessing:
         crop_pct: None resizes straight to the image; else the share of the resized image that the central crop keeps.
         keep_aspect: with a crop, whether the shorter edge is resized (the aspect ratio stays) or both edges. For
             images that are no squares both are in any case: our processor cannot fit an aspect ratio around a
-            rectangle, and `how` says so.
+            rectangle, and `described` says so.
         crop_rounding: where the crop begins if the margin is odd: "round" (torchvision, timm) or "floor".
         extra: further settings of the image processor.
     """
@@ -44,16 +44,18 @@ class Preprocessing:
     crop_rounding: str = "floor"
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
-        if self.crop_pct is not None and self.keep_aspect and RECTANGLES not in self.how:
-            object.__setattr__(self, "how", self.how + RECTANGLES)
+    def described(self, image_hw: tuple[int, int], channels: int) -> str:
+        """Say where it comes from, and what our image processor cannot do for such images."""
+        cropped = self.crop_pct is not None and self.keep_aspect and image_hw[0] != image_hw[1]
+        grey = f"; it makes RGB, the model takes {channels} channels: prepare pixels yourself" if channels != 3 else ""
+        return self.how + (RECTANGLES if cropped else "") + grey
 
     def processor(self, image_hw: tuple[int, int]) -> VitHfImageProcessor:
         """Return the image processor for images of (height, width) pixels."""
         size = {"height": image_hw[0], "width": image_hw[1]}
         settings: dict[str, Any] = {
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
+            "image_mean": list(self.mean if len(self.mean) == 3 else VIT.mean),
+            "image_std": list(self.std if len(self.std) == 3 else VIT.std),
             "resample": RESAMPLING[self.resample],
             "size": size,
         }
