@@ -109,7 +109,8 @@ def test_torchvision_files_are_verified(tmp_path, randomise):
 
 
 def test_google_files_are_verified_by_timms_reader_where_flax_is_missing(tmp_path, randomise, monkeypatch):
-    monkeypatch.setattr("vit_hf.checkpoints.originals.FLAX_PACKAGES", {"official": "absent_x", "big_vision": "absent_y"})
+    absent = {"official": "absent_x", "big_vision": "absent_y"}
+    monkeypatch.setattr("vit_hf.checkpoints.originals.FLAX_PACKAGES", absent)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     for pooling in ("cls", "gap", "map"):  # the last in big_vision's layout
         config = variant("B/16", image_size=32, patch_size=8, num_labels=5, pooling=pooling, **sizes)
