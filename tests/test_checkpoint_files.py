@@ -273,6 +273,7 @@ def test_a_pth_without_a_state_dict_is_refused(tmp_path, refused, content):
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch 2.11
 def test_tensors_that_are_not_dense_are_refused(tmp_path, refused, timm_state):
     torch.save({**timm_state, "cls_token": torch.eye(4).to_sparse()}, tmp_path / "sparse.pth")
     refused(tmp_path / "sparse.pth", "cls_token is sparse", "save plain dense tensors")

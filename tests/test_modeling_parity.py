@@ -294,7 +294,7 @@ def from_timm(weights) -> dict[str, torch.Tensor]:
 
 
 TOKENS = r"(cls|reg|dist|mask|distillation|register)_tokens?$|pos(ition)?_embed|patch_embed"
-BRANCHES = r"\.(attn\.proj|attn_pool\.proj|attention\.o_proj|mlp\.fc2|mlp\.down_proj)\."
+BRANCHES = r"\.(attn\.proj|attn_pool\.proj|attention\.(o_proj|output\.dense)|mlp\.(fc2|down_proj|weights_out))\."
 
 
 def faint(model, factor: float) -> None:
@@ -474,6 +474,12 @@ def fused(weights, parts, whole) -> dict[str, torch.Tensor]:
     return joined
 
 
+OLDER_DINOV2 = (  # names in the memory of transformers 5.17 and those of 5.23
+    (r"\.attention\.attention\.(q|k|v)(uery|ey|alue)\.", r".attention.\1_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.weights_in\.", ".fc1."),
+    (r"\.weights_out\.", ".fc2."),
+)
 QKV = (("q_proj", "k_proj", "v_proj"), "qkv")
 GATED = (("gate_proj", "up_proj"), "fc1")
 
@@ -528,7 +534,8 @@ def dinov2_pair(randomise, scale=1.0, *, registers=0, swiglu=False):
         (r"\.o_proj\.", ".output."),
         (r"\.down_proj\.", ".fc2."),
     )
-    weights = rename(fused(fused(peer.state_dict(), *QKV), *GATED), rules)
+    theirs_now = rename(peer.state_dict(), OLDER_DINOV2)
+    weights = rename(fused(fused(theirs_now, *QKV), *GATED), rules)
     weights["embeddings.mask_token"] = weights["embeddings.mask_token"][None]
     config = VitHfConfig(
         **options,

@@ -2,12 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_vit_hf import VitHfConfig, as_pair
+from .files import Checkpoint
+from .links import Tensors
 from .receipt import CheckpointError, Fact
 
 # (width, layers, MLP width): heads, where the published ViTs of that size agree. Read from the ViT paper (Table 1),
@@ -151,6 +153,42 @@ class Facts:
             return VitHfConfig(**self.fields)
         except StrictDataclassError as error:
             raise CheckpointError(f"{origin}: {error.__cause__ or error}") from error
+
+
+Rules = Sequence[tuple[str, str]]
+
+
+def rename(
+    checkpoint: Checkpoint, rules: Rules, pretraining_only: Rules = ()
+) -> tuple[Tensors, dict[str, str], dict[str, str]]:
+    """Bring the tensors of a checkpoint to the names of one spelling.
+
+    Args:
+        checkpoint: what was read.
+        rules: (pattern, replacement), all applied to each name in order.
+        pretraining_only: (pattern, what it is) of tensors, by their old or new name, that are left out.
+
+    Returns:
+        The tensors by their new name, the file's name of each, and the names that are left out with the reason.
+
+    Raises:
+        CheckpointError: two names become one.
+    """
+    tensors: Tensors = {}
+    names: dict[str, str] = {}
+    dropped: dict[str, str] = {}
+    for original, tensor in checkpoint.tensors.items():
+        name = original
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        found = (what for pattern, what in pretraining_only if re.search(pattern, original) or re.search(pattern, name))
+        if what := next(found, None):
+            dropped[original] = f"the {what} serves pre-training only"
+        elif name in tensors:
+            raise CheckpointError(f"{checkpoint.origin}: {names[name]} and {original} are the same tensor; keep one")
+        else:
+            tensors[name], names[name] = tensor, original
+    return tensors, names, dropped
 
 
 def count_indexed(names: Iterable[str], pattern: str) -> int:

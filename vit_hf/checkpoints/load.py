@@ -76,7 +76,8 @@ def load_checkpoint(
             del tensors[name]
     config = facts.config(checkpoint.origin)
     receipt = Receipt(source, _public_name(checkpoint), checkpoint.files, list(facts.notes))
-    model = _build(config, library.links(config, tensors), tensors, names, checkpoint, receipt)
+    headless = "its classifier was dropped" if facts.dropped else "the file has no classifier"
+    model = _build(config, library.links(config, tensors), tensors, names, checkpoint, receipt, headless)
     _record_dropped(checkpoint, dropped, receipt)
     _adapt(model, config_overrides, receipt)
     preprocessing = library.preprocessing(checkpoint)
@@ -181,6 +182,7 @@ def _build(
     names: dict[str, str],
     checkpoint: Checkpoint,
     receipt: Receipt,
+    headless_because: str,
 ) -> VitHfForImageClassification:
     """Make the model at the file's own sizes from its tensors, or raise with all that does not fit."""
     with torch.device("meta"):
@@ -191,7 +193,7 @@ def _build(
         used |= set(link.theirs)
         if headless and link.ours.startswith(HEADS):
             shape = expected[link.ours]
-            why = f"the file has no classifier: zeros for {config.num_labels} classes"
+            why = f"{headless_because}: zeros for {config.num_labels} classes"
             receipt.tensors.append(TensorEntry("re-initialised", link.ours, shape, (), (), why))
             state[link.ours] = torch.zeros(shape)
             continue

@@ -101,6 +101,7 @@ class Receipt:
             theirs = sum(len(entry.file) for entry in entries)
             ours = sum(entry.model is not None for entry in entries)
             lines.append(f"  {action:<14} {theirs:>5} {ours:>5}  {rule}")
+        lines += ["  where the tensors leave it open:"] if self.facts else []
         lines += [f"  {fact.field} = {_short(fact.value)}: {fact.how}" for fact in self.facts]
         return "\n".join(lines)
 

@@ -8,15 +8,14 @@ in wrappers, in a few names and in how positions are resized:
   registers: bicubic with antialias. Projection heads and mask tokens serve pre-training only and are dropped.
 """
 
-import re
 from dataclasses import replace
 from typing import Any
 
 from ..configuration_vit_hf import VitHfConfig
+from .facts import rename
 from .files import Checkpoint
 from .links import EXACT, Link, Tensors, module
 from .preprocessing import IMAGENET, IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, VIT, Preprocessing
-from .receipt import CheckpointError
 from .timm_facts import STEM, describe, flavour
 
 __all__ = ["canonical", "describe", "export_settings", "inexpressible", "links", "preprocessing", "recognises"]
@@ -31,10 +30,11 @@ OTHER_NAMES = (  # research code and older timm -> timm today
     (r"^pre_logits\.fc\.", "pre_logits."),
 )
 PRETRAINING_ONLY = (
-    (r"^decoder_|^decoder\.", "the decoder serves pre-training only"),
-    (r"^mask_token$", "the mask token serves pre-training only"),
-    (r"^(dino_head|ibot_head)\.|^head\.(mlp2?|last_layer2?)\.", "the projection head serves pre-training only"),
+    (r"^decoder_|^decoder\.", "decoder"),
+    (r"^mask_token$", "mask token"),
+    (r"^beside\.|^(dino_head|ibot_head)\.|^head\.(mlp2?|last_layer2?)\.", "projection head"),
 )
+BESIDE_A_BACKBONE = (r"^(head|projector|predictor)\.", r"beside.\1.")
 HYBRIDS = {  # stages of the stem: a registered name with that stem
     (): "vit_tiny_r_s16_p8_224",
     (2, 2, 2, 2): "vit_small_r26_s32_224",
@@ -50,29 +50,9 @@ def recognises(names: set[str]) -> bool:
 
 
 def canonical(checkpoint: Checkpoint) -> tuple[Tensors, dict[str, str], dict[str, str]]:
-    """Bring the names to timm's of today.
-
-    Returns the tensors, the file's name of each, and the names that are left out with the reason.
-    """
+    """Bring the names to timm's of today; see `facts.rename`."""
     in_backbone = any(name.startswith("backbone.") for name in checkpoint.tensors)
-    tensors: Tensors = {}
-    names: dict[str, str] = {}
-    dropped: dict[str, str] = {}
-    for original, tensor in checkpoint.tensors.items():
-        name = original
-        reason = next((why for pattern, why in PRETRAINING_ONLY if re.search(pattern, name)), None)
-        if in_backbone and not name.startswith("backbone.") and re.match(r"(head|projector|predictor)\.", name):
-            reason = reason or "the projection head serves pre-training only"
-        for pattern, replacement in OTHER_NAMES:
-            name = re.sub(pattern, replacement, name)
-        reason = reason or next((why for pattern, why in PRETRAINING_ONLY if re.search(pattern, name)), None)
-        if reason:
-            dropped[original] = reason
-        elif name in tensors:
-            raise CheckpointError(f"{checkpoint.origin}: {names[name]} and {original} are the same tensor; keep one")
-        else:
-            tensors[name], names[name] = tensor, original
-    return tensors, names, dropped
+    return rename(checkpoint, (BESIDE_A_BACKBONE, *OTHER_NAMES) if in_backbone else OTHER_NAMES, PRETRAINING_ONLY)
 
 
 def preprocessing(checkpoint: Checkpoint) -> Preprocessing:

@@ -8,12 +8,12 @@ from torchvision import models
 from torchvision.models import WeightsEnum
 
 from ..configuration_vit_hf import VitHfConfig
-from .facts import Facts, count_indexed, need, size_field
+from .facts import Facts, count_indexed, need, rename, size_field
 from .files import Checkpoint
 from .links import EXACT, Link, Tensors, module
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from .receipt import CheckpointError
 
+OTHER_NAMES = ((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3."))
 LAYER = "encoder.layers.encoder_layer_"
 WEIGHTS = ("ViT_B_16_Weights", "ViT_B_32_Weights", "ViT_L_16_Weights", "ViT_L_32_Weights", "ViT_H_14_Weights")
 
@@ -24,15 +24,8 @@ def recognises(names: set[str]) -> bool:
 
 
 def canonical(checkpoint: Checkpoint) -> tuple[Tensors, dict[str, str], dict[str, str]]:
-    """Bring the names to those of today; see `google.canonical`."""
-    tensors: Tensors = {}
-    names: dict[str, str] = {}
-    for original, tensor in checkpoint.tensors.items():
-        name = original.replace(".mlp.linear_1.", ".mlp.0.").replace(".mlp.linear_2.", ".mlp.3.")
-        if name in tensors:
-            raise CheckpointError(f"{checkpoint.origin}: {names[name]} and {original} are the same tensor; keep one")
-        tensors[name], names[name] = tensor, original
-    return tensors, names, {}
+    """Bring the names to those of today; see `facts.rename`."""
+    return rename(checkpoint, OTHER_NAMES)
 
 
 def published(checkpoint: Checkpoint) -> WeightsEnum | None:

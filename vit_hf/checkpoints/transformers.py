@@ -10,7 +10,7 @@ from typing import Any
 from transformers import BitImageProcessor, DeiTImageProcessor, ViTImageProcessor
 
 from ..configuration_vit_hf import ACTIVATIONS, VitHfConfig, as_pair
-from .facts import Facts, count_indexed, need, size_field
+from .facts import Facts, count_indexed, need, rename, size_field
 from .files import Checkpoint
 from .links import EXACT, QKV, Link, Tensors, joined, module
 from .preprocessing import RESAMPLING, VIT, Preprocessing
@@ -38,8 +38,8 @@ PROCESSORS: dict[str, Any] = {"ViT": ViTImageProcessor, "DeiT": DeiTImageProcess
 PROCESSOR_FIELDS = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
                     "do_normalize", "image_mean", "image_std")  # fmt: skip
 PRETRAINING_ONLY = (
-    (r"^decoder\.", "the decoder serves pre-training only"),
-    (r"^embeddings\.mask_token$", "the mask token serves pre-training only"),
+    (r"^decoder\.", "decoder"),
+    (r"^embeddings\.mask_token$", "mask token"),
 )
 
 
@@ -50,21 +50,8 @@ def recognises(names: set[str]) -> bool:
 
 
 def canonical(checkpoint: Checkpoint) -> tuple[Tensors, dict[str, str], dict[str, str]]:
-    """Bring the names to those in the memory of transformers 5, without a prefix; see `google.canonical`."""
-    tensors: Tensors = {}
-    names: dict[str, str] = {}
-    dropped: dict[str, str] = {}
-    for original, tensor in checkpoint.tensors.items():
-        name = original
-        for pattern, replacement in OTHER_NAMES:
-            name = re.sub(pattern, replacement, name)
-        if reason := next((why for pattern, why in PRETRAINING_ONLY if re.search(pattern, name)), None):
-            dropped[original] = reason
-        elif name in tensors:
-            raise CheckpointError(f"{checkpoint.origin}: {names[name]} and {original} are the same tensor; keep one")
-        else:
-            tensors[name], names[name] = tensor, original
-    return tensors, names, dropped
+    """Bring the names to those in the memory of transformers 5, without a prefix; see `facts.rename`."""
+    return rename(checkpoint, OTHER_NAMES, PRETRAINING_ONLY)
 
 
 def describe(tensors: Tensors, checkpoint: Checkpoint, facts: Facts) -> None:
