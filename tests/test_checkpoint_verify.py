@@ -1,6 +1,7 @@
 """Conversions on the command line, and their check against the original library."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -178,7 +179,12 @@ def test_convert_takes_what_the_file_does_not_tell_and_keeps_an_existing_folder(
     assert "Give: num_attention_heads=..." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main([*words, "--num_attention_heads", "2", "--layer_norm_eps", "1e-6", "--source", "timm"]) == 0
-    assert "num_attention_heads = 2: given" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "num_attention_heads = 2: given" in printed
+    line = next(line for line in printed.splitlines() if "verify-conversion" in line)
+    assert line.endswith("--num_attention_heads 2 --layer_norm_eps 1e-06 --source timm")
+    assert main(shlex.split(line)[1:]) == 0  # what is printed works
+    capsys.readouterr()
     before = sorted((tmp_path / "out").iterdir())
     assert main([*words, "--num_attention_heads", "2"]) == 1
     assert "exists; give a new folder" in capsys.readouterr().err

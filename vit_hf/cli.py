@@ -249,6 +249,7 @@ def _recipes(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     from .checkpoints.export import write_model_folder
+    from .checkpoints.facts import AT_LOAD
     from .checkpoints.load import load_checkpoint
 
     folder = Path(options.output)
@@ -257,9 +258,12 @@ def _convert(options: argparse.Namespace) -> int:
     fields = _parse_fields(options.overrides)
     model = load_checkpoint(options.input, source=options.source, revision=options.revision, **fields)
     write_model_folder(model, folder)
-    where = shlex.quote(str(folder))
     print(f"{vars(model)['receipt']}\n\nmodel, image processor and receipt.json: {folder}\n\nnext:")
-    print(f"  vit-hf verify-conversion {shlex.quote(options.input)}\n  vit-hf predict {where} PICTURE.jpg")
+    told = [word for name in fields if name not in AT_LOAD for word in (f"--{name}", str(fields[name]))]
+    told += ["--source", options.source] if options.source else []
+    told += ["--revision", options.revision] if options.revision else []
+    print(f"  {shlex.join(['vit-hf', 'verify-conversion', options.input, *told])}")
+    print(f"  vit-hf predict {shlex.quote(str(folder))} PICTURE.jpg")
     return 0
 
 
@@ -288,7 +292,7 @@ def _verify_conversion(options: argparse.Namespace) -> int:
     print(f"{options.input}\nagainst {found.original}\non {found.images} images")
     table = Table()
     for name in ("quantity", "largest difference", "largest value", "note"):
-        table.add_column(name, justify="right" if name.startswith("largest") else "left")
+        table.add_column(name, justify="right" if name.startswith("largest") else "left", no_wrap=name == "quantity")
     for row in found.differences:
         numbers = ["-" if value is None else f"{value:.2e}" for value in (row.largest, row.scale)]
         table.add_row(row.quantity, *numbers, row.note)
