@@ -34,6 +34,8 @@ class Augmentation:
     most `crop_padding`; "none": resized only."""
     crop_area: tuple[float, float] = (0.05, 1.0)
     """Smallest and largest share of the picture's area that an "inception" crop takes."""
+    resize: tuple[int, int] | None = None
+    """Size (height, width) in pixels that the picture gets before a crop without resizing: "random" (448 -> 384)."""
     crop_padding: int = 4
     """Pixels of black added on each side before a "padded" crop."""
     flip: bool = False
@@ -48,6 +50,13 @@ class Augmentation:
     """Operations a picture that RandAugment draws (arXiv 1909.13719); 0 for none."""
     randaugment_magnitude: int = 9
     """Strength of these operations, 0 to 30."""
+    randaugment_std: float = 0.0
+    """Standard deviation of the strength, drawn for each operation (DeiT: 0.5); 0 for a fixed one."""
+    three_augment: bool = False
+    """One of greyscale, solarise and blur for each picture (DeiT III, arXiv 2204.07118)."""
+    repeats: int = 1
+    """Copies of a picture in a step, each augmented on its own (arXiv 1901.09335); DeiT: 3. A step then holds
+    batch_size / repeats different pictures, and a pass over all of them takes that many times as many steps."""
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation."""
     erasing: float = 0.0

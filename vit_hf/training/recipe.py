@@ -39,6 +39,8 @@ class ModelFields:
     `load_checkpoint` takes. It brings its own network."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of `VitHfConfig` that differ from the variant or the loaded model: image_size, drop_path_rate, ..."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are, by shell patterns over their names: "vit.*" is all but the classifier."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class Optimization:
     """"adamw" or "sgd"."""
     learning_rate: float = 1e-3
     """Peak, reached after the warm-up."""
+    learning_rate_batch_size: int | None = None
+    """Batch size that learning_rate is stated for: the peak is learning_rate x batch_size / this. None: as it stands."""
+    warmup_learning_rate: float = 0.0
+    """Start of the warm-up."""
     min_learning_rate: float = 0.0
     """End of the cosine."""
     schedule: str = "cosine"
@@ -71,10 +77,14 @@ class Optimization:
     """Of AdamW."""
     weight_decay: float = 0.0
     """Times the learning rate (torch's AdamW); not on biases, norms, tokens and positions."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each block to the one before it (BEiT, MAE); None for one rate."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; None for no clipping."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes."""
+    loss: str = "cross_entropy"
+    """"cross_entropy", or "bce": a sigmoid for each class (AugReg's pre-training, DeiT III)."""
     ema_decay: float | None = None
     """Decay a step of the averaged weights that are scored and saved; None for none."""
 
@@ -96,6 +106,8 @@ class Recipe:
     """How the pictures are varied."""
     optimization: Optimization = field(default_factory=Optimization)
     """How it learns."""
+    task: str = "classification"
+    """"classification", or "masked_image_modeling": SimMIM's pre-training without labels."""
     seed: int = 0
     """Of weights, order, augmentation, mixing, dropout and drop path."""
     mixed_precision: str = "no"
@@ -104,6 +116,14 @@ class Recipe:
     """Epochs between two scores on the validation split."""
     keep: str = "best"
     """Which weights are tested and saved: "best" on the validation split, or "last"."""
+    checkpoint_minutes: float | None = 10.0
+    """Minutes between two checkpoints to resume from; None for none by the clock."""
+    checkpoint_steps: int | None = None
+    """Steps between two checkpoints; None for none by the count."""
+    checkpoint_limit: int = 1
+    """How many of the newest checkpoints are kept, beside the best weights."""
+    hang_timeout_minutes: float | None = 30.0
+    """A process that finishes no step and scores no batch for so long ends the job, with its traceback; None: never."""
     evaluation_batch_size: int = 256
     """Pictures a process scores at once."""
     workers: int = 0
@@ -146,6 +166,8 @@ class Recipe:
             ("optimization.optimizer", optimization.optimizer, ("adamw", "sgd")),
             ("optimization.schedule", optimization.schedule, ("cosine", "constant")),
             ("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16")),
+            ("optimization.loss", optimization.loss, ("cross_entropy", "bce")),
+            ("task", self.task, ("classification", "masked_image_modeling")),
             ("keep", self.keep, ("best", "last")),
         ):
             if value not in known:
@@ -159,6 +181,12 @@ class Recipe:
             ("optimization.max_steps", optimization.max_steps),
             ("optimization.max_device_batch_size", optimization.max_device_batch_size),
             ("optimization.clip_norm", optimization.clip_norm),
+            ("optimization.learning_rate_batch_size", optimization.learning_rate_batch_size),
+            ("optimization.layer_decay", optimization.layer_decay),
+            ("checkpoint_minutes", self.checkpoint_minutes),
+            ("checkpoint_steps", self.checkpoint_steps),
+            ("checkpoint_limit", self.checkpoint_limit),
+            ("hang_timeout_minutes", self.hang_timeout_minutes),
             ("cpu_threads", self.cpu_threads),
             ("data.max_train_images", data.max_train_images),
             ("data.max_test_images", data.max_test_images),
@@ -179,6 +207,7 @@ class Recipe:
             ("optimization.warmup_epochs", optimization.warmup_epochs),
             ("optimization.warmup_steps", optimization.warmup_steps),
             ("optimization.min_learning_rate", optimization.min_learning_rate),
+            ("optimization.warmup_learning_rate", optimization.warmup_learning_rate),
             ("workers", self.workers),
         ):
             if number is not None and not 0 <= number < math.inf:
