@@ -198,7 +198,7 @@ def test_no_mixing_without_an_alpha():
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("crop", "centre", "expected one of inception, padded, none"),
+        ("crop", "centre", "expected one of inception, padded, random, none"),
         ("crop_area", (0.0, 1.0), "expected 0 < smallest <= largest <= 1"),
         ("crop_area", (0.5, 0.2), "expected 0 < smallest <= largest <= 1"),
         ("crop_area", (0.5, 1.2), "expected 0 < smallest <= largest <= 1"),

@@ -17,7 +17,11 @@ SOURCES = ("google", "timm", "torchvision", "transformers")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 an error that the message tells how to mend, 2 usage."""
+    """Run one command; returns the exit code.
+
+    0 done; 1 an error, the message tells how to mend it; 2 usage; 75 training was stopped by SIGTERM or Ctrl-C and can
+    be resumed; 130 Ctrl-C elsewhere, or twice.
+    """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and not options.takes_fields:
@@ -62,6 +66,19 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--output", metavar="DIR", help="new folder for the run (default: runs/RECIPE)")
     train.add_argument("--seed", metavar="N", help="of weights, order, augmentation and dropout")
     train.add_argument("--max-steps", metavar="N", help="stop after this many optimiser steps")
+    train.add_argument("--resume", metavar="auto|PATH", help="go on with the run in --output, or in PATH")
+
+    prove = add(
+        "verify-resume",
+        _verify_resume,
+        "Interrupt a short run at random steps, resume it, and compare it with one that was not interrupted.",
+        takes_fields=True,
+        epilog="Any field of the recipe can be set as --FIELD VALUE.",
+    )
+    prove.add_argument("recipe", metavar="RECIPE", help="name (see `vit-hf recipes`) or YAML file")
+    prove.add_argument("--data", metavar="SOURCE", help="folder, Parquet, CIFAR archive, Hub id, or digits")
+    prove.add_argument("--steps", type=_positive, default=12, metavar="N", help="of the run (default: 12)")
+    prove.add_argument("--interruptions", type=_positive, default=3, metavar="N", help="default: 3")
 
     evaluate = add("evaluate", _evaluate, "Score a model on a split, every picture once.")
     evaluate.add_argument("model", metavar="MODEL", help="model folder or Hub id")
@@ -127,32 +144,72 @@ def _add_source(command: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace) -> int:
     from .data.pictures import open_pictures, save_examples
     from .sharing.card import render_card
-    from .training.loop import train
+    from .training.interruption import EXIT_INTERRUPTED, TrainingInterrupted
+    from .training.loop import resume_command, train
     from .training.recipes import get_recipe
 
     recipe = get_recipe(options.recipe).override(_read_overrides(options.overrides))
     short = {"data": options.data, "seed": options.seed, "max_steps": options.max_steps}
     chosen = {name: value for name, value in short.items() if value is not None}
-    result = train(recipe, output=options.output, **chosen)
+    try:
+        result = train(recipe, output=options.output, resume=options.resume, **chosen)
+    except TrainingInterrupted as stopped:
+        print(f"{stopped}\nto resume: {resume_command(stopped.output)}", file=sys.stderr)
+        return EXIT_INTERRUPTED
     if not result.is_main_process:
         return 0
     folder = result.output
+    if result.was_finished:
+        print(f"{folder} is finished: {_scores(result.results)}; there is nothing to do")
+        return 0
     if recipe.data.source == "digits" and options.data is None:
         save_examples(open_pictures(recipe.data), folder / "examples")
     (folder / "README.md").write_text(render_card([folder]), encoding="utf-8")
     measured = result.results
     print(
-        f"\ntest: top-1 {measured['top1']:.2%}, top-5 {measured['top5']:.2%}, cross-entropy {measured['loss']:.4f} on "
-        f"{measured['n']:,} pictures ({measured['split']}); trained in {measured['seconds']:.0f} s"
+        f"\ntest: {_scores(measured)} on {measured['n']:,} pictures ({measured['split']}); trained in "
+        f"{measured['seconds']:.0f} s"
     )
     print(f"model, metrics, card and TensorBoard log: {folder}\n\nnext:")
-    for line in _next_commands(folder):
+    for line in _next_commands(folder, is_classifier="top1" in measured):
         print(f"  {line}")
     return 0
 
 
-def _next_commands(folder: Path) -> list[str]:
+def _verify_resume(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .training.recipes import get_recipe
+    from .training.verify import verify_resume
+
+    fields = _read_overrides(options.overrides)
+    if options.data is not None:
+        fields["data.source"] = options.data
+    recipe = get_recipe(options.recipe).override(fields)
+    proof = verify_resume(recipe, interruptions=options.interruptions, steps=options.steps, say=print)
+    table = Table("of the last checkpoint", "SHA-256 or values")
+    for name, same in proof.files.items():
+        table.add_row(name, "equal" if same else "DIFFERENT")
+    Console().print(table)
+    print("the interrupted run equals the other" if proof.identical else "the interrupted run DIFFERS from the other")
+    return 0 if proof.identical else 1
+
+
+def _scores(measured: dict) -> str:
+    """Say the scores of a classifier, or of a model for masked images."""
+    if "top1" not in measured:
+        return f"mean absolute error of hidden pixels {measured['loss']:.4f}"
+    return f"top-1 {measured['top1']:.2%}, top-5 {measured['top5']:.2%}, cross-entropy {measured['loss']:.4f}"
+
+
+def _next_commands(folder: Path, *, is_classifier: bool) -> list[str]:
     where = shlex.quote(str(folder))
+    if not is_classifier:
+        return [
+            f"vit-hf train vit_finetune --model.init_from {where} --data SOURCE",
+            f"tensorboard --logdir {where}/tensorboard",
+        ]
     examples = sorted((folder / "examples").glob("*.png")) if (folder / "examples").is_dir() else []
     pictures = f"{where}/examples/*.png" if examples else "PICTURE.jpg"
     first = str(examples[0]) if examples else "PICTURE.jpg"
@@ -188,10 +245,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             on_batch=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if measured is not None:
-        print(
-            f"top-1 {measured['top1']:.2%}, top-5 {measured['top5']:.2%}, cross-entropy {measured['loss']:.4f} on "
-            f"{measured['n']:,} pictures of {measured['data']}, split {measured['split']}"
-        )
+        print(f"{_scores(measured)} on {measured['n']:,} pictures of {measured['data']}, split {measured['split']}")
     return 0
 
 
@@ -347,7 +401,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     """What a user can mend; anything else is a fault of ours and keeps its traceback."""
     from huggingface_hub.errors import StrictDataclassError
 
-    return (ValueError, OSError, FloatingPointError, StrictDataclassError)
+    return (ValueError, OSError, FloatingPointError, MemoryError, StrictDataclassError)
 
 
 def _clean(error: Exception) -> str:

@@ -892,6 +892,25 @@ class VitHfForImageClassification(VitHfPreTrainedModel):
         )
 
 
+def reconstruction_error(
+    reconstruction: torch.Tensor, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, patch_hw: tuple[int, int]
+) -> torch.Tensor:
+    """Mean absolute error over the hidden pixels of each image (SimMIM's loss), float32 (B,); 0 where none is hidden.
+
+    Args:
+        reconstruction: (B, C, H, W), float.
+        pixel_values: (B, C, H, W), float: the target.
+        bool_masked_pos: (B, h*w), bool: True for hidden patches.
+        patch_hw: patch size in pixels.
+    """
+    batch, channels, height, width = pixel_values.shape
+    patch_h, patch_w = patch_hw
+    hidden = bool_masked_pos.reshape(batch, 1, height // patch_h, width // patch_w).float()  # (B, 1, h, w)
+    hidden = hidden.repeat_interleave(patch_h, dim=2).repeat_interleave(patch_w, dim=3)  # (B, 1, H, W)
+    error = (reconstruction.float() - pixel_values.float()).abs() * hidden
+    return error.sum(dim=(1, 2, 3)) / (hidden.sum(dim=(1, 2, 3)) * channels).clamp(min=1)
+
+
 class VitHfForMaskedImageModeling(VitHfPreTrainedModel):
     """SimMIM (Xie et al. 2022, arXiv 2111.09886): masked patches are predicted in pixels by one linear layer."""
 
@@ -932,10 +951,9 @@ class VitHfForMaskedImageModeling(VitHfPreTrainedModel):
         reconstruction = pixels.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
         loss = None
         if bool_masked_pos is not None:
-            hidden = bool_masked_pos.reshape(batch, 1, h, w).float()
-            hidden = hidden.repeat_interleave(patch_h, dim=2).repeat_interleave(patch_w, dim=3)  # (B, 1, H, W)
-            error = (reconstruction.float() - pixel_values.float()).abs() * hidden
-            loss = error.sum() / (hidden.sum() * channels).clamp(min=1)
+            errors = reconstruction_error(reconstruction, pixel_values, bool_masked_pos, self.config.patch_hw)  # (B,)
+            weights = bool_masked_pos.reshape(batch, -1).sum(dim=1)  # (B,), hidden patches
+            loss = (errors * weights).sum() / weights.sum().clamp(min=1)
         return MaskedImageModelingOutput(
             loss=loss, reconstruction=reconstruction, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

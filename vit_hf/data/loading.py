@@ -10,11 +10,11 @@ number of processes.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, IterableDataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
@@ -30,8 +30,19 @@ def seed_from(*address: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+class Address(NamedTuple):
+    """Where a training sample stands: all that its randomness is drawn from, beside the seed."""
+
+    position: int
+    """Place in the stream of the whole run; names the pair that is mixed."""
+    epoch: int
+    row: int
+    copy: int = 0
+    """Number among the repeats of the row in one step."""
+
+
 class StepSampler:
-    """Batches of (epoch, row) addresses: `num_steps` steps of `accumulation` equal batches each.
+    """Batches of addresses: `num_steps` steps of `accumulation` equal batches each.
 
     Args:
         num_rows: rows of the split.
@@ -39,43 +50,60 @@ class StepSampler:
         accumulation: batches that are accumulated into one step.
         num_steps: where to stop.
         seed: of the order.
-        first_step: where to begin, for resuming.
+        first_step: steps done before, for resuming.
+        repeats: copies of a row in a step; the step then holds ceil(batch_size / repeats) different rows, whose copies
+            stand as far apart as they can.
     """
 
     def __init__(
-        self, num_rows: int, batch_size: int, *, accumulation: int = 1, num_steps: int, seed: int, first_step: int = 0
+        self,
+        num_rows: int,
+        batch_size: int,
+        *,
+        accumulation: int = 1,
+        num_steps: int,
+        seed: int,
+        first_step: int = 0,
+        repeats: int = 1,
     ):
         self.num_rows, self.seed = num_rows, seed
         self.batch_size = batch_size // accumulation  # what Accelerate splits over the processes
         self.drop_last = True  # no batch is ragged
-        self.batches = range(first_step * accumulation, num_steps * accumulation)
+        self.accumulation, self.steps = accumulation, range(first_step, num_steps)
+        self.rows_per_step = -(-batch_size // repeats)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.steps) * self.accumulation
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Address]]:
         epoch, order = -1, []
-        for batch in self.batches:
-            addresses = []
-            for position in range(batch * self.batch_size, (batch + 1) * self.batch_size):
-                if position // self.num_rows != epoch:
-                    epoch = position // self.num_rows
+        for step in self.steps:
+            rows = []
+            for place in range(step * self.rows_per_step, (step + 1) * self.rows_per_step):
+                if place // self.num_rows != epoch:
+                    epoch = place // self.num_rows
                     generator = torch.Generator().manual_seed(seed_from("order", self.seed, epoch))
                     order = torch.randperm(self.num_rows, generator=generator).tolist()
-                addresses.append((epoch, order[position % self.num_rows]))
-            yield addresses
+                rows.append((epoch, order[place % self.num_rows]))
+            for part in range(self.accumulation):
+                members = range(part * self.batch_size, (part + 1) * self.batch_size)
+                start = step * self.accumulation * self.batch_size
+                yield [Address(start + j, *rows[j % len(rows)], j // len(rows)) for j in members]
 
 
-def _augmented(sample: dict[str, Any], transform: Callable, image: Any, address: tuple, where: str) -> dict[str, Any]:
+def _augmented(
+    sample: dict[str, Any], transform: Callable, image: Any, seed: int, address: Address, where: str
+) -> dict[str, Any]:
     """Decode and transform one picture under the seed of its address; the global generator is left as it was."""
     picture = read_image(image, where=where)
+    copy = (address.copy,) if address.copy else ()
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_from("augment", *address))
-        return {**sample, "pixel_values": transform(picture)}
+        torch.default_generator.manual_seed(seed_from("augment", seed, address.epoch, address.row, *copy))
+        return {**sample, "pixel_values": transform(picture), "positions": address.position}
 
 
 class TrainRows(TorchDataset):
-    """A split by (epoch, row) address; each item has `pixel_values` (C, H, W), `labels` and `rows`, both int."""
+    """A split by `Address`; each item has `pixel_values` (C, H, W), `labels`, `rows` and `positions`, all int."""
 
     def __init__(self, split: Dataset, image_column: str, label_column: str, transform: Callable, seed: int):
         self.images = split.select_columns([image_column])
@@ -85,11 +113,11 @@ class TrainRows(TorchDataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, address: tuple[int, int]) -> dict[str, Any]:
-        epoch, row = address
+    def __getitem__(self, address: Address) -> dict[str, Any]:
+        row = address.row
         sample = {"labels": self.labels[row], "rows": row}
         image = self.images[row][self.image_column]
-        return _augmented(sample, self.transform, image, (self.seed, epoch, row), f"row {row} of the training split")
+        return _augmented(sample, self.transform, image, self.seed, address, f"row {row} of the training split")
 
 
 def _checked_label(label: Any, split: IterableDataset, column: str, where: str) -> int:
@@ -103,29 +131,58 @@ def _checked_label(label: Any, split: IterableDataset, column: str, where: str) 
 
 
 class TrainStream(TorchIterableDataset):
-    """A streamed split, epoch after epoch, shuffled within a buffer; items as in `TrainRows`, rows counted."""
+    """A streamed split, epoch after epoch, shuffled within a buffer; items as in `TrainRows`, rows counted.
 
-    def __init__(self, split: IterableDataset, image_column: str, label_column: str, transform: Callable, seed: int):
+    Args:
+        first_position: samples of the run to pass over, undecoded, for resuming.
+    """
+
+    def __init__(
+        self,
+        split: IterableDataset,
+        image_column: str,
+        label_column: str,
+        transform: Callable,
+        seed: int,
+        first_position: int = 0,
+    ):
         self.split = split.shuffle(seed=seed_from("order", seed) % 2**32, buffer_size=_SHUFFLE_BUFFER)
         self.image_column, self.label_column = image_column, label_column
-        self.transform, self.seed = transform, seed
+        self.transform, self.seed, self.first_position = transform, seed, first_position
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        epoch = 0
+        epoch, position = 0, -1
         while True:
             self.split.set_epoch(epoch)
             row = -1
             for row, sample in enumerate(self.split):
+                position += 1
+                if position < self.first_position:
+                    continue
                 where = f"sample {row} of epoch {epoch} of the training stream"
                 label = _checked_label(sample[self.label_column], self.split, self.label_column, where)
                 known = {"labels": label, "rows": row}
                 image = sample[self.image_column]
-                yield _augmented(known, self.transform, image, (self.seed, epoch, row), where)
+                yield _augmented(known, self.transform, image, self.seed, Address(position, epoch, row), where)
             if row < 0:
                 raise ValueError(
                     "the training stream has no samples; expected at least 1; check the split and the source"
                 )
             epoch += 1
+
+
+class TrainCollator:
+    """Stack samples, and draw what is drawn for a batch (mixing, masks) from the positions in it."""
+
+    def __init__(self, draw: Callable[[list[int], int, int], dict[str, torch.Tensor]] | None):
+        self.draw = draw
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return `pixel_values` (B, C, H, W) float32, `labels` and `rows` (B,) int64, and the draws."""
+        positions = [sample.pop("positions") for sample in samples]
+        batch = default_collate(samples)
+        height, width = batch["pixel_values"].shape[-2:]
+        return batch if self.draw is None else {**batch, **self.draw(positions, height, width)}
 
 
 class EvaluationRows(TorchDataset):
@@ -181,20 +238,32 @@ def build_train_loader(
     num_steps: int,
     seed: int,
     workers: int,
+    first_step: int = 0,
+    repeats: int = 1,
+    draw: Callable[[list[int], int, int], dict[str, torch.Tensor]] | None = None,
 ) -> DataLoader:
-    """Return the loader of a whole run: `num_steps * accumulation` batches of `batch_size / accumulation` samples.
+    """Return the loader of a run from `first_step` on: `accumulation` batches a step.
 
-    Batches have `pixel_values` (B, C, H, W) float32, `labels` and `rows` (B,) int64. A streamed split gives batches
-    without end.
+    Batches have `batch_size / accumulation` samples: `pixel_values` (B, C, H, W) float32, `labels` and `rows` (B,)
+    int64, and what `draw` (of `vit_hf.data.mixing`) gives for their positions. A streamed split gives batches without
+    end, has no `repeats`, and reads again, undecoded, what came before `first_step`.
     """
-    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    collate, pin = TrainCollator(draw), torch.cuda.is_available()
     if isinstance(split, IterableDataset):
-        stream = TrainStream(split, image_column, label_column, transform, seed)
-        return DataLoader(stream, batch_size=batch_size // accumulation, drop_last=True, **{**options, "num_workers": 0,
-                          "persistent_workers": False})  # fmt: skip
-    sampler = StepSampler(len(split), batch_size, accumulation=accumulation, num_steps=num_steps, seed=seed)
+        stream = TrainStream(split, image_column, label_column, transform, seed, first_step * batch_size)
+        return DataLoader(stream, batch_size // accumulation, drop_last=True, collate_fn=collate, pin_memory=pin)
+    sampler = StepSampler(
+        len(split),
+        batch_size,
+        accumulation=accumulation,
+        num_steps=num_steps,
+        seed=seed,
+        first_step=first_step,
+        repeats=repeats,
+    )
     rows = TrainRows(split, image_column, label_column, transform, seed)
-    return DataLoader(rows, batch_sampler=sampler, pin_memory=torch.cuda.is_available(), **options)
+    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin}
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=collate, **options)
 
 
 def build_evaluation_loader(

@@ -16,7 +16,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
 
-CROPS = ("inception", "padded", "none")
+CROPS = ("inception", "padded", "random", "none")
+MAX_MAGNITUDE = 30
 _INTERPOLATION = {  # Pillow's resampling codes, which image processors use
     0: InterpolationMode.NEAREST_EXACT,
     1: InterpolationMode.LANCZOS,
@@ -31,11 +32,11 @@ class Augmentation:
 
     crop: str = "none"
     """"inception": a random area and shape, resized (Szegedy et al. 2015); "padded": the resized picture shifted by at
-    most `crop_padding`; "none": resized only."""
+    most `crop_padding`; "random": resized to `resize`, then cut out anywhere; "none": resized only."""
     crop_area: tuple[float, float] = (0.05, 1.0)
     """Smallest and largest share of the picture's area that an "inception" crop takes."""
     resize: tuple[int, int] | None = None
-    """Size (height, width) in pixels that the picture gets before a crop without resizing: "random" (448 -> 384)."""
+    """Size (height, width) in pixels that the picture gets before a "random" crop (448 before 384 in AugReg)."""
     crop_padding: int = 4
     """Pixels of black added on each side before a "padded" crop."""
     flip: bool = False
@@ -49,9 +50,13 @@ class Augmentation:
     randaugment_ops: int = 0
     """Operations a picture that RandAugment draws (arXiv 1909.13719); 0 for none."""
     randaugment_magnitude: int = 9
-    """Strength of these operations, 0 to 30."""
+    """Strength of these operations, 0 to 30: torchvision's scale. Three times the level of timm ("m9" is 27) and of
+    big_vision ("randaug(2,10)" is 30), whose full strength is 10; see `RandAugment`."""
     randaugment_std: float = 0.0
-    """Standard deviation of the strength, drawn for each operation (DeiT: 0.5); 0 for a fixed one."""
+    """Standard deviation of the strength, drawn for each operation, on the same scale (timm's "mstd0.5" is 1.5); 0 for
+    a fixed one."""
+    randaugment_probability: float = 1.0
+    """Probability that a drawn operation is carried out (timm: 0.5)."""
     three_augment: bool = False
     """One of greyscale, solarise and blur for each picture (DeiT III, arXiv 2204.07118)."""
     repeats: int = 1
@@ -60,11 +65,15 @@ class Augmentation:
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation."""
     erasing: float = 0.0
-    """Probability that a rectangle is replaced by noise (arXiv 1708.04896)."""
+    """Probability that a rectangle of the normalised pixels is replaced by normal noise (arXiv 1708.04896)."""
     mixup_alpha: float = 0.0
     """Beta parameter of mixup (arXiv 1710.09412); 0 for none. With CutMix too, each batch draws one of the two."""
     cutmix_alpha: float = 0.0
     """Beta parameter of CutMix (arXiv 1905.04899); 0 for none."""
+    mask_ratio: float = 0.6
+    """Share of the picture that masked image modelling hides (SimMIM, arXiv 2111.09886)."""
+    mask_patch_size: int = 32
+    """Side in pixels of the squares that it hides; a multiple of the model's patch."""
 
     def __post_init__(self):
         if self.crop not in CROPS:
@@ -72,16 +81,75 @@ class Augmentation:
         low, high = self.crop_area
         if not 0 < low <= high <= 1:
             raise ValueError(f"augmentation.crop_area is {self.crop_area}; expected 0 < smallest <= largest <= 1")
-        for name in ("crop_padding", "rotation", "randaugment_ops", "color_jitter", "mixup_alpha", "cutmix_alpha"):
+        if (self.crop == "random") != (self.resize is not None):
+            raise ValueError(
+                f"augmentation.resize is {self.resize} and augmentation.crop {self.crop!r}; expected a size (such as "
+                'resize 448,448 for a model of 384 pixels) with crop "random", and none with another crop'
+            )
+        if self.resize is not None and min(self.resize) < 1:
+            raise ValueError(f"augmentation.resize is {self.resize}; expected two sizes of 1 pixel or more")
+        for name in (
+            *("crop_padding", "rotation", "randaugment_ops", "randaugment_std"),
+            *("color_jitter", "mixup_alpha", "cutmix_alpha"),
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"augmentation.{name} is {getattr(self, name)}; expected 0 or more")
-        if not 0 <= self.randaugment_magnitude <= 30:
-            raise ValueError(f"augmentation.randaugment_magnitude is {self.randaugment_magnitude}; expected 0 to 30")
+        for name in ("repeats", "mask_patch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"augmentation.{name} is {getattr(self, name)}; expected 1 or more")
+        if not 0 <= self.randaugment_magnitude <= MAX_MAGNITUDE:
+            raise ValueError(
+                f"augmentation.randaugment_magnitude is {self.randaugment_magnitude}; expected 0 to {MAX_MAGNITUDE}"
+            )
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"augmentation.mask_ratio is {self.mask_ratio}; expected 0 < share < 1")
         for name in ("translation", "scaling"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"augmentation.{name} is {getattr(self, name)}; expected 0 <= share < 1")
-        if not 0 <= self.erasing <= 1:
-            raise ValueError(f"augmentation.erasing is {self.erasing}; expected a probability in [0, 1]")
+        for name in ("erasing", "randaugment_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augmentation.{name} is {getattr(self, name)}; expected a probability in [0, 1]")
+
+
+class RandAugment(torch.nn.Module):
+    """torchvision's RandAugment with a strength drawn for each operation and a chance for it to be left out.
+
+    torchvision has one fixed strength and carries every operation out; timm, whose policy "rand-m9-mstd0.5-inc1" DeiT,
+    MAE and CCT train with, draws both (timm `data/auto_augment.py`, `AugmentOp`). With std 0 and probability 1 it draws
+    and returns exactly what torchvision's does.
+
+    Scales: torchvision's 31 bins run from nothing (0) to shear 0.3, rotation 30 degrees, colours by 0.9, 4 bits (30).
+    timm (`_LEVEL_DENOM`) and big_vision (`pp/autoaugment.py`, `_MAX_LEVEL`) reach the same at level 10, so that a level
+    is three bins. Levels above 10, big_vision's randaug(2,15) and (2,20), rotate by 45 and 60 degrees: they have no
+    equal here. Other differences stay: torchvision has Identity for Invert, SolarizeAdd and big_vision's Cutout;
+    big_vision's colour operations only strengthen at level 10, torchvision's do either.
+    """
+
+    def __init__(self, num_ops: int, magnitude: int, std: float, probability: float):
+        super().__init__()
+        self.num_ops, self.magnitude, self.std, self.probability = num_ops, magnitude, std, probability
+        grey = [128] * 3
+        self.at = torch.nn.ModuleList([v2.RandAugment(1, level, fill=grey) for level in range(MAX_MAGNITUDE + 1)])
+
+    def forward(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """Return the picture after `num_ops` draws, same size."""
+        for _ in range(self.num_ops):
+            if self.probability < 1 and torch.rand(()) >= self.probability:
+                continue
+            level = float(self.magnitude)
+            if self.std:
+                level = min(max(level + self.std * float(torch.randn(())), 0.0), float(MAX_MAGNITUDE))
+            image = self.at[round(level)](image)
+        return image
+
+
+def three_augment() -> v2.RandomChoice:
+    """Return DeiT III's choice of greyscale, solarisation and Gaussian blur, one for each picture, each as likely.
+
+    Strengths are those of facebookresearch/deit `augment.py`: pixels from 128 on are inverted, the blur's standard
+    deviation is uniform in 0.1 to 2 pixels. The kernel of 17 pixels reaches four of these at least.
+    """
+    return v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), v2.GaussianBlur(17, (0.1, 2.0))])
 
 
 class TrainTransform:
@@ -93,6 +161,13 @@ class TrainTransform:
         steps: list[torch.nn.Module] = []
         if augmentation.crop == "inception":
             steps.append(v2.RandomResizedCrop(size, scale=augmentation.crop_area, **options))
+        elif augmentation.resize is not None:
+            if any(before < after for before, after in zip(augmentation.resize, size, strict=True)):
+                raise ValueError(
+                    f"augmentation.resize is {augmentation.resize}; expected at least the {size[0]}x{size[1]} pixels "
+                    'of the model, which a "random" crop cuts out'
+                )
+            steps += [v2.Resize(augmentation.resize, **options), v2.RandomCrop(size)]
         else:
             steps.append(v2.Resize(size, **options))
         if augmentation.crop == "padded":
@@ -105,8 +180,10 @@ class TrainTransform:
             factors = (1 - change, 1 + change)
             steps.append(v2.RandomAffine(augmentation.rotation, (shift, shift), factors, interpolation=bilinear))
         if augmentation.randaugment_ops:
-            grey = [128] * 3
-            steps.append(v2.RandAugment(augmentation.randaugment_ops, augmentation.randaugment_magnitude, fill=grey))
+            names = ("ops", "magnitude", "std", "probability")
+            steps.append(RandAugment(*(getattr(augmentation, f"randaugment_{name}") for name in names)))
+        if augmentation.three_augment:
+            steps.append(three_augment())
         if augmentation.color_jitter:
             steps.append(v2.ColorJitter(*[augmentation.color_jitter] * 3))
         self.geometry_and_colour = v2.Compose([*steps, v2.PILToTensor()])
@@ -121,19 +198,3 @@ class TrainTransform:
         pixels = self.geometry_and_colour(to_rgb(image))  # (C, H, W), uint8
         pixels = (pixels.float() * self.scale - self.mean) / self.std
         return pixels if self.erasing is None else self.erasing(pixels)
-
-
-def build_mixing(augmentation: Augmentation, num_classes: int) -> torch.nn.Module | None:
-    """Return mixup and CutMix for whole batches, or None when the recipe has neither.
-
-    The module takes pixels (B, C, H, W) and class indices (B,), int64, and returns mixed pixels and probabilities
-    (B, num_classes), float32. It draws from torch's global CPU generator.
-    """
-    choices: list[torch.nn.Module] = []
-    if augmentation.mixup_alpha:
-        choices.append(v2.MixUp(alpha=float(augmentation.mixup_alpha), num_classes=num_classes))
-    if augmentation.cutmix_alpha:
-        choices.append(v2.CutMix(alpha=float(augmentation.cutmix_alpha), num_classes=num_classes))
-    if not choices:
-        return None
-    return choices[0] if len(choices) == 1 else v2.RandomChoice(choices)

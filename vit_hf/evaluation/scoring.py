@@ -43,43 +43,76 @@ def score(
     num_samples: int | None,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Scores:
-    """Score every sample of a split once, over all processes.
+    """Score every sample of a split once, over all processes; arguments and errors as of `gather_rows`.
 
     Args:
         model: a classifier on the accelerator's device; left in the mode it was in.
         loader: prepared by the accelerator; batches with `pixel_values`, `labels` and `rows`.
-        accelerator: gathers the samples; samples that it repeats to even out the last batch are counted once.
+        accelerator: gathers the samples.
         num_samples: N, checked; None for a streamed split.
         on_batch: called with the number of samples after each batch, for progress.
+    """
+
+    def forward(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return batch["labels"], model(pixel_values=batch["pixel_values"]).logits.float()  # (B,), (B, L)
+
+    labels, logits = gather_rows(model, loader, accelerator, forward, num_samples=num_samples, on_batch=on_batch)
+    return Scores(logits=logits, labels=labels)
+
+
+def gather_rows(
+    model: nn.Module,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    forward: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]],
+    *,
+    num_samples: int | None,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> tuple[torch.Tensor, ...]:
+    """Run over a split in evaluation mode and return what `forward` gives, a row a sample, in the split's order.
+
+    Args:
+        model: what `forward` calls; left in the mode it was in.
+        loader: prepared by the accelerator; batches with `rows`.
+        accelerator: gathers the samples; samples that it repeats to even out the last batch are counted once.
+        forward: from a batch to tensors (B, ...).
+        num_samples: N, checked; None for a streamed split.
+        on_batch: called with the number of samples after each batch.
+
+    Returns:
+        Tensors (N, ...), on the CPU.
 
     Raises:
         RuntimeError: the scored rows are not exactly those of the split.
-        FloatingPointError: a score is NaN or infinite.
+        FloatingPointError: a value is NaN or infinite.
     """
     training = model.training
     model.eval()
     collected: list[tuple[torch.Tensor, ...]] = []
-    with torch.no_grad(), accelerator.autocast():
-        for batch in loader:
-            logits = model(pixel_values=batch["pixel_values"]).logits.float()  # (B, L)
-            gathered = accelerator.gather((batch["rows"], batch["labels"], logits))
-            collected.append(tuple(tensor.cpu() for tensor in gathered))
-            on_batch(len(batch["rows"]) * accelerator.num_processes)
-    model.train(training)
+    try:
+        with torch.no_grad(), accelerator.autocast():
+            for batch in loader:
+                gathered = accelerator.gather((batch["rows"], *forward(batch)))
+                collected.append(tuple(tensor.cpu() for tensor in gathered))
+                on_batch(len(batch["rows"]) * accelerator.num_processes)
+    finally:
+        model.train(training)
     if not collected:
         raise RuntimeError("there is nothing to score: the split is empty; expected at least 1 sample")
-    rows, labels, logits = (torch.cat(parts) for parts in zip(*collected, strict=True))
+    rows, *values = (torch.cat(parts) for parts in zip(*collected, strict=True))
     order = torch.unique(rows, return_inverse=True)  # sorted rows, each once
     first = torch.full((len(order[0]),), len(rows)).scatter_reduce(0, order[1], torch.arange(len(rows)), "amin")
     expected = len(first) if num_samples is None else num_samples
     if not torch.equal(order[0], torch.arange(expected)):
         raise RuntimeError(f"scored {len(first)} different rows of a split of {expected}; expected each row once")
-    if not torch.isfinite(logits).all():
-        row = rows[~torch.isfinite(logits).all(dim=1)][0].item()
-        raise FloatingPointError(
-            f"the scores of row {row} are not finite; the weights are damaged, or training diverged"
-        )
-    return Scores(logits=logits[first], labels=labels[first])
+    for value in values:
+        finite = torch.isfinite(value).reshape(len(value), -1).all(dim=1)
+        if not finite.all():
+            raise FloatingPointError(
+                f"the scores of row {rows[~finite][0].item()} are not finite; the weights are damaged, or training "
+                "diverged"
+            )
+    return tuple(value[first] for value in values)
 
 
 def align_labels(labels: torch.Tensor, data_names: tuple[str, ...], model_names: tuple[str, ...]) -> torch.Tensor:

@@ -13,6 +13,26 @@ from ..training.recipes import RECIPES
 
 _DATASETS = {"digits": "UCI handwritten digits (bundled with scikit-learn)"}
 
+_MASKED = "An encoder pre-trained without labels (SimMIM: hidden patches are predicted in pixels), to fine-tune,"
+_USE_CLASSIFIER = """```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="FOLDER_OR_HUB_ID", trust_remote_code=True)
+print(classify("picture.png"))
+```
+"""
+_USE_MASKED = """```bash
+vit-hf train vit_finetune --model.init_from FOLDER_OR_HUB_ID --data SOURCE
+```
+
+```python
+from transformers import AutoModelForMaskedImageModeling
+
+model = AutoModelForMaskedImageModeling.from_pretrained("FOLDER_OR_HUB_ID", trust_remote_code=True)
+```
+"""
+_LIMITS_MASKED = "A start for fine-tuning, and for study. It names nothing by itself. It has not been tested for bias."
+
 
 def render_card(runs: Sequence[str | Path]) -> str:
     """Render the README.md of a model repo, or of several runs of one recipe.
@@ -43,13 +63,17 @@ def render_card(runs: Sequence[str | Path]) -> str:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"the runs have the seeds {seeds}; expected each once, or the spread would be too small")
     first, recipe = results[0], recipes[0]
+    scored: dict[str, Any] = {}
+    if "top1" in first:
+        scored["pipeline_tag"] = "image-classification"
+        scored["model_name"] = f"vit-hf {first['recipe']}"
+        scored["eval_results"] = [_eval_result(first, statistics.fmean(result["top1"] for result in results))]
+    task = "image-classification" if "top1" in first else "masked-image-modeling"
     data = ModelCardData(
         datasets=first["data"]["source"] if first["data"]["kind"] == "hub" else None,
         library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["vit_hf", "vision-transformer", "image-classification"],
-        model_name=f"vit-hf {first['recipe']}",
-        eval_results=[_eval_result(first, statistics.fmean(result["top1"] for result in results))],
+        tags=["vit_hf", "vision-transformer", task],
+        **scored,
     )
     text = f"---\n{data.to_yaml()}\n---\n\n{_body(results, recipe)}"
     return str(ModelCard(text))
@@ -77,9 +101,11 @@ def _body(results: list[dict[str, Any]], recipe: dict[str, Any]) -> str:
     held_out = "held out of the training split" if recipe["data"]["validation_fraction"] else "of the validation split"
     kept = f"the best on pictures {held_out}" if first["kept"] == "best" else "the last of the run"
     config = {key: value for key, value in recipe["model"].items() if value is not None}
+    is_classifier = "top1" in first
+    kind = f"An image classifier with {first['data']['num_labels']} classes" if is_classifier else _MASKED
     return f"""# {first["recipe"]}: a Vision Transformer trained with vit-hf
 {_shortened(first, recipe)}
-An image classifier with {first["data"]["num_labels"]} classes and {first["parameters"]:,} parameters, trained on
+{kind} and {first["parameters"]:,} parameters, trained on
 {_DATASETS.get(source, source)}: {", ".join(f"{key} {value}" for key, value in config.items())}.
 
 ## Results
@@ -91,20 +117,13 @@ Scored on the split "{first["split"]}", every picture once, after training. The 
 
 ## Use
 
-```python
-from transformers import pipeline
-
-classify = pipeline("image-classification", model="FOLDER_OR_HUB_ID", trust_remote_code=True)
-print(classify("picture.png"))
-```
-
+{_USE_CLASSIFIER if is_classifier else _USE_MASKED}
 With `import vit_hf` before it, `trust_remote_code` is not needed. The image processor beside the weights is the one
 that the scores above were measured with.
 
 ## Intended use and limits
 
-For pictures like those it was trained on, and for study. It gives one of its {first["data"]["num_labels"]} classes
-for any picture, also for one that shows none of them. It has not been tested on other data, nor for bias.
+{_limits(first) if is_classifier else _LIMITS_MASKED}
 
 ## Data
 
@@ -137,6 +156,12 @@ Dosovitskiy et al., An Image is Worth 16x16 Words: Transformers for Image Recogn
 """
 
 
+def _limits(first: dict[str, Any]) -> str:
+    return f"""For pictures like those it was trained on, and for study. It gives one of its \
+{first["data"]["num_labels"]} classes
+for any picture, also for one that shows none of them. It has not been tested on other data, nor for bias."""
+
+
 def _command(command: str) -> str:
     """Return the command without the folder of the run, and absolute paths by their last name only."""
     words, kept = iter(command.split()), []
@@ -167,19 +192,24 @@ def _shortened(result: dict[str, Any], recipe: dict[str, Any]) -> str:
 
 
 def _table(results: list[dict[str, Any]]) -> str:
-    rows = ["| seed | top-1 | top-5 | cross-entropy | n | training time |", "|---|---|---|---|---|---|"]
-    rows += [
-        f"| {result['seed']} | {result['top1']:.2%} | {result['top5']:.2%} | {result['loss']:.4f} | {result['n']:,} "
-        f"| {result['seconds']:.0f} s |"
-        for result in results
-    ]
+    columns = {"top1": ("top-1", "{:.2%}"), "top5": ("top-5", "{:.2%}"), "loss": ("cross-entropy", "{:.4f}")}
+    if "top1" not in results[0]:
+        columns = {"loss": ("mean absolute error of hidden pixels", "{:.4f}")}
+    names = ["seed", *(name for name, _ in columns.values()), "n", "training time"]
+    rows = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for result in results:
+        cells = [form.format(result[key]) for key, (_, form) in columns.items()]
+        rows.append(_row([str(result["seed"]), *cells, f"{result['n']:,}", f"{result['seconds']:.0f} s"]))
     if len(results) > 1:
-        top1 = [result["top1"] for result in results]
-        top5 = statistics.fmean(result["top5"] for result in results)
-        loss = statistics.fmean(result["loss"] for result in results)
+        means = []
+        for key, (_, form) in columns.items():
+            values = [result[key] for result in results]
+            spread = f" ± {form.format(statistics.stdev(values))}" if key == "top1" else ""
+            means.append(form.format(statistics.fmean(values)) + spread)
         seconds = statistics.fmean(result["seconds"] for result in results)
-        rows.append(
-            f"| mean | {statistics.fmean(top1):.2%} ± {statistics.stdev(top1):.2%} | {top5:.2%} | {loss:.4f} | "
-            f"{results[0]['n']:,} | {seconds:.0f} s |"
-        )
+        rows.append(_row(["mean", *means, f"{results[0]['n']:,}", f"{seconds:.0f} s"]))
     return "\n".join(rows)
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

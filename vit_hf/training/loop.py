@@ -2,39 +2,27 @@
 
 Phases: set-up (everything that can be wrong is found before a file is written), steps, evaluation, the final test on
 weights that were saved and loaded again. Randomness has an address: order and augmentation as in `vit_hf.data.loading`,
-mixing, dropout and drop path from (seed, step, accumulated batch, process).
+mixing as in `vit_hf.data.mixing`, dropout and drop path as in `vit_hf.training.step`. So a run that is stopped after
+any step and resumed ends with the same weights, bit for bit, as one that was not.
 """
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file
-from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 
-from ..data.loading import build_evaluation_loader, build_train_loader, seed_from
-from ..data.pictures import Split, num_rows, open_pictures
-from ..data.transforms import TrainTransform, build_mixing
-from ..evaluation.scoring import Scores, score
+from ..data.pictures import num_rows
 from ..inspection.plots import plot_learning_curves
-from ..modeling_vit_hf import VitHfForImageClassification, classification_loss
-from .optim import build_average, build_optimizer, build_schedule, plan_steps
-from .progress import RunDisplay, quiet_transformers
+from .checkpoint import best_folder, read_weights, resume_command, rotate
+from .interruption import TrainingInterrupted
+from .progress import quiet_transformers
 from .recipe import Recipe
 from .recipes import get_recipe
-from .setup import build_model, describe_run, enable_checkpointing
-from .state import RunFolder
+from .session import Session
 
 
 @dataclass(frozen=True)
@@ -46,16 +34,26 @@ class TrainResult:
     """What results.json holds: top1, top5 (fractions), loss (nats), n, and the record of the run."""
     is_main_process: bool
     """Whether this process wrote the folder."""
+    was_finished: bool = False
+    """Whether there was nothing left to do."""
 
 
 def train(
-    recipe: Recipe | str, *, output: str | Path | None = None, quiet: bool = False, **overrides: Any
+    recipe: Recipe | str,
+    *,
+    output: str | Path | None = None,
+    resume: str | Path | None = None,
+    quiet: bool = False,
+    **overrides: Any,
 ) -> TrainResult:
-    """Train a classifier and leave a model repo.
+    """Train a model and leave a model repo.
 
     Args:
         recipe: a `Recipe`, the name of one, or a YAML file.
         output: new folder for the run; `runs/NAME`, numbered if it is taken, when None.
+        resume: "auto" to go on from the newest whole checkpoint in `output` (`runs/NAME` when None), or to start there
+            if it has none; or a run folder, or one of its checkpoints. The result is, bit for bit, that of a run that
+            was never stopped.
         quiet: print nothing.
         overrides: recipe fields by keyword, with "__" for the dot (`optimization__epochs=10`), and the short forms
             `data` (source) and `max_steps`.
@@ -64,9 +62,12 @@ def train(
         The folder, and the scores on the test split of the weights in it.
 
     Raises:
-        ValueError, OSError: the recipe, the data or the folder is not usable; nothing has been written.
-        FloatingPointError: the loss is NaN or infinite; the message names step and rows. Weights are not updated by
-            that step, and checkpoints on disk stay as they were.
+        ValueError, OSError: the recipe, the data, the folder or the checkpoint is not usable, or they do not belong
+            together; nothing has been written.
+        FloatingPointError: loss or gradient is NaN or infinite; the message names step and rows. Weights are not
+            updated by that step, and checkpoints on disk stay as they were.
+        MemoryError: not even the smallest batch fits.
+        TrainingInterrupted: SIGTERM or Ctrl-C came; the checkpoint it names was saved at the next step boundary.
     """
     recipe = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
     short = {"data": "data.source", "max_steps": "optimization.max_steps"}
@@ -74,284 +75,186 @@ def train(
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.cpu_threads or threads)
     try:
-        return _Run(recipe, output, quiet).run()
+        return _run_phases(Session(recipe, quiet=quiet), output, resume)
     finally:
         torch.set_num_threads(threads)
 
 
-def next_output(name: str) -> Path:
-    """Return `runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, ... that is free."""
-    candidates = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 10_000))
-    return next(path for path in candidates if not path.exists())
-
-
-class _Run:
-    """The objects of one run, and its phases."""
-
-    def __init__(self, recipe: Recipe, output: str | Path | None, quiet: bool):
-        self.recipe = recipe
-        # ------------------------------------------------------------------------------ what can be wrong, first
-        pictures = open_pictures(recipe.data)
-        if recipe.keep == "best" and pictures.validation is None:
-            raise ValueError(
-                "keep is 'best' but no pictures are held out to choose by, and choosing on the test split would "
-                "flatter the result; set data.validation_fraction (such as 0.1), or keep 'last'"
-            )
-        model, processor = build_model(recipe.model, pictures.id2label, seed=recipe.seed)
-        if recipe.gradient_checkpointing:
-            enable_checkpointing(model)
-        AcceleratorState._reset_state()  # a run before this one, in a notebook, may have had another precision
-        accelerator = Accelerator(
-            mixed_precision=recipe.mixed_precision,
-            log_with=list(recipe.trackers) or None,
-            project_dir=str(output or "."),
-            dataloader_config=DataLoaderConfiguration(split_batches=True),
-            dynamo_backend="inductor" if recipe.compile else None,
-        )
-        if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would ignore it
-            raise ValueError("mixed_precision fp16 needs a GPU, this process has none; use bf16, or no for float32")
-        plan = plan_steps(
-            recipe.optimization, num_images=num_rows(pictures.train), num_processes=accelerator.num_processes
-        )
-        # ------------------------------------------------------------------------------ the folder
-        self.folder: RunFolder | None = None
-        path = Path(broadcast_object_list([str(output or next_output(recipe.name))])[0])
-        record = describe_run(recipe, pictures, accelerator)
-        if accelerator.is_main_process:
-            self.folder = RunFolder(path)
-            self.folder.write_text("recipe.yaml", recipe.to_yaml())
-            self.folder.write_json("run.json", record)
-        accelerator.wait_for_everyone()
-        self.path, self.record = path, record
-        self.accelerator, self.pictures, self.plan, self.processor = accelerator, pictures, plan, processor
-        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        # ------------------------------------------------------------------------------ what moves
-        self.average: AveragedModel | None = None
-        if recipe.optimization.ema_decay is not None:
-            self.average = build_average(model.to(accelerator.device), recipe.optimization.ema_decay)
-        optimizer = build_optimizer(model, recipe.optimization)
-        self.schedule: LRScheduler = build_schedule(optimizer, recipe.optimization, plan)
-        loader = build_train_loader(
-            pictures.train,
-            **pictures.columns,
-            transform=TrainTransform(recipe.augmentation, processor),
-            batch_size=recipe.optimization.batch_size,
-            accumulation=plan.accumulation,
-            num_steps=plan.total_steps,
-            seed=recipe.seed,
-            workers=recipe.workers,
-        )
-        self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
-        self.mixing = build_mixing(recipe.augmentation, len(pictures.source.label_names))
-        self.display = RunDisplay(plan.total_steps, enabled=accelerator.is_main_process and not quiet)
-        self.best: dict[str, Any] | None = None
-        self.rows: list[dict[str, Any]] = []
-
-    # ------------------------------------------------------------------------------ phases
-    def run(self) -> TrainResult:
-        """Run all phases and return the result."""
-        if self.accelerator.log_with:
-            directories = self.accelerator.project_configuration
-            directories.project_dir = directories.logging_dir = str(self.path)  # the folder was not known before
-            self.accelerator.init_trackers("tensorboard", config=_flat(self.recipe.to_dict()))
-        started = time.perf_counter()
-        self._announce()
+def _run_phases(run: Session, output: str | Path | None, resume: str | Path | None) -> TrainResult:
+    """Run all phases and return the result."""
+    try:
+        finished = run.set_up(output, resume)
+        if finished is not None:
+            return TrainResult(run.path, finished, run.accelerator.is_main_process, was_finished=True)
+        _announce(run)
         with quiet_transformers():
-            with self.display:
-                self._train()
-            seconds = time.perf_counter() - started
-            with self.display.console.status("saving, loading again and testing"):
-                result = self._finish(seconds)
-        self.accelerator.end_training()
+            with run.display:
+                _train(run)
+            with run.display.console.status("saving, loading again and testing"):
+                result = _finish(run)
+        run.accelerator.end_training()
         return result
+    except BaseException as error:
+        if run.folder is not None and run.step and not isinstance(error, TrainingInterrupted):
+            run.display.print(f"to resume: {resume_command(run.path)}")
+        raise
+    finally:
+        if run.folder is not None:
+            run.folder.close()
 
-    def _train(self) -> None:
-        """Take all steps; evaluate every `evaluate_every` epochs and at the end."""
-        recipe, plan = self.recipe, self.plan
-        interval = recipe.evaluate_every * plan.steps_per_epoch
-        self.model.train()
-        batches = iter(self.loader)
-        losses, since, images = 0.0, time.perf_counter(), 0
-        next_evaluation = interval
-        for step in range(1, plan.total_steps + 1):
-            loss = self._step(step, batches)
-            losses += loss
-            images += recipe.optimization.batch_size
-            speed = images / (time.perf_counter() - since)
-            rate = float(self.schedule.get_last_lr()[0])
-            self.display.step(loss=loss, learning_rate=rate, images_per_second=speed)
-            if step >= next_evaluation - 1e-9 or step == plan.total_steps:
-                next_evaluation += interval
-                mean_loss = torch.tensor(losses * recipe.optimization.batch_size / images).to(self.accelerator.device)
-                row = {
-                    "epoch": self._epoch(step),
-                    "step": step,
-                    "train_loss": self.accelerator.reduce(mean_loss, "mean").item(),
-                    "learning_rate": rate,
-                    "images_per_second": round(speed, 1),
-                }
-                self._evaluate(row)
-                losses, since, images = 0.0, time.perf_counter(), 0
 
-    def _step(self, step: int, batches: Iterator[dict[str, torch.Tensor]]) -> float:
-        """One optimiser step over `accumulation` batches; returns the mean loss of this process."""
-        accelerator, optimization = self.accelerator, self.recipe.optimization
-        total = 0.0
-        for part in range(self.plan.accumulation):
-            batch = next(batches)
-            torch.manual_seed(seed_from("step", self.recipe.seed, step, part, accelerator.process_index))
-            pixels, labels = batch["pixel_values"], batch["labels"]  # (B, C, H, W), (B,)
-            if self.mixing is not None:
-                pixels, labels = self.mixing(pixels, labels)  # (B, C, H, W), (B, L)
-            last = part == self.plan.accumulation - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                with accelerator.autocast():
-                    logits = self.model(pixel_values=pixels).logits  # (B, L)
-                loss = classification_loss(logits, labels, label_smoothing=optimization.label_smoothing)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise FloatingPointError(self._not_finite(step, value, batch["rows"]))
-                accelerator.backward(loss / self.plan.accumulation)
-            total += value / self.plan.accumulation
-        if optimization.clip_norm is not None:
-            accelerator.clip_grad_norm_(self.model.parameters(), optimization.clip_norm)
-        self.optimizer.step()
-        if not self.optimizer.step_was_skipped:  # fp16 skips a step whose scaled gradients overflow
-            self.schedule.step()
-        self.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update_parameters(accelerator.unwrap_model(self.model, keep_torch_compile=False))
-        return total
+def _train(run: Session) -> None:
+    """Take all steps; evaluate every `evaluate_every` epochs and at the end; save as often as the recipe says."""
+    run.model.train()
+    batches = iter(run.loader)
+    seconds, images = 0.0, 0  # of the steps since the last evaluation
+    with run.stop, run.watch:
+        if not run.evaluated:  # stopped before this evaluation was done
+            _evaluate(run, speed=None)
+        while run.step < run.plan.total_steps:
+            rate, started = float(run.schedule.get_last_lr()[0]), time.perf_counter()
+            outcome = run.stepper.take(run.step + 1, batches, lambda: [run.stop.requested, _is_due(run)])
+            stop, save = outcome.flags
+            run.step += 1
+            run.watch.beat()
+            run.loss_sum += outcome.loss
+            run.loss_steps += 1
+            run.evaluated = not _evaluation_is_due(run)
+            seconds, images = seconds + time.perf_counter() - started, images + run.recipe.optimization.batch_size
+            run.display.step(loss=outcome.loss, learning_rate=rate, images_per_second=images / seconds)
+            if stop:
+                _stop(run)
+            if not run.evaluated:
+                _evaluate(run, images / seconds)
+                seconds, images = 0.0, 0
+            if save or (run.step == run.plan.total_steps and _saves(run)):
+                run.save()
 
-    def _epoch(self, step: int) -> float | None:
-        """Epochs done after a step; None when streaming does not tell their length."""
-        return None if math.isinf(self.plan.steps_per_epoch) else round(step / self.plan.steps_per_epoch, 4)
 
-    def _not_finite(self, step: int, loss: float, rows: torch.Tensor) -> str:
-        shown = ", ".join(map(str, rows[:8].tolist())) + (", ..." if len(rows) > 8 else "")
-        return (
-            f"the loss is {loss} at step {step} (epoch {self._epoch(step)}), process "
-            f"{self.accelerator.process_index}, training rows {shown}; expected a finite number. The step was not "
-            f"taken; checkpoints in {self.path} are as they were. Lower optimization.learning_rate, set "
-            "optimization.clip_norm, or use mixed_precision bf16 instead of fp16"
-        )
+def _saves(run: Session) -> bool:
+    return run.recipe.checkpoint_minutes is not None or run.recipe.checkpoint_steps is not None
 
-    def _evaluate(self, row: dict[str, Any]) -> None:
-        """Score the validation split, record the row, and publish the weights if they are the best so far."""
-        note = ""
-        if self.pictures.validation is not None:
-            measured = self._score(self.pictures.validation, "validation").measure()
-            row.update(top1=measured["top1"], top5=measured["top5"], validation_loss=measured["loss"])
-            if self.recipe.keep == "best" and (self.best is None or row["top1"] > self.best["top1"]):
-                self.best, note = row, "best"
-                self._publish_best()
-        self.display.row(row, note)
-        self.rows.append(row)
-        if self.folder is not None:
-            self.folder.append_metrics(row)
-        if self.accelerator.log_with:
-            numbers = {key: value for key, value in row.items() if key not in ("step", "epoch")}
-            self.accelerator.log(numbers, step=row["step"])
 
-    def _score(self, split: Split, name: str, network: nn.Module | None = None) -> Scores:
-        """Score a split with the weights that would be saved now, or with another network."""
-        loader: DataLoader = build_evaluation_loader(
-            split,
-            **self.pictures.columns,
-            name=name,
-            processor=self.processor,
-            batch_size=self.recipe.evaluation_batch_size * self.accelerator.num_processes,
-            workers=self.recipe.workers,
-        )
-        loader = self.accelerator.prepare_data_loader(loader)
-        network = network or (self.model if self.average is None else self.average.module)
-        return score(network, loader, self.accelerator, num_samples=num_rows(split))
+def _is_due(run: Session) -> bool:
+    """Whether a checkpoint is to be saved after the step that is being taken; the main process's clock counts."""
+    every, minutes = run.recipe.checkpoint_steps, run.recipe.checkpoint_minutes
+    by_count = every is not None and (run.step + 1) % every == 0
+    by_clock = minutes is not None and time.perf_counter() - run.saved_at > 60 * minutes
+    return by_count or (by_clock and run.accelerator.is_main_process)
 
-    def _weights(self) -> dict[str, torch.Tensor]:
-        """The weights to save: averaged ones if there are, gathered on the CPU."""
-        if self.average is not None:
-            return {name: tensor.cpu() for name, tensor in self.average.module.state_dict().items()}
-        return self.accelerator.get_state_dict(self.model)
 
-    def _save_model(self, path: Path, weights: dict[str, torch.Tensor]) -> None:
-        network = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        network.save_pretrained(path, state_dict=weights)
-        self.processor.save_pretrained(path)
+def _evaluation_is_due(run: Session) -> bool:
+    """Whether `evaluate_every` epochs, or one more of them, were completed by the last step."""
+    interval = run.recipe.evaluate_every * run.plan.steps_per_epoch
+    done, before = (math.floor((step + 1e-9) / interval) for step in (run.step, run.step - 1))
+    return done > before or run.step == run.plan.total_steps
 
-    def _publish_best(self) -> None:
-        weights = self._weights()  # on all processes: it may gather
-        if self.folder is not None:
-            self.folder.publish("checkpoints/best", lambda path: self._save_model(path, weights))
-        self.accelerator.wait_for_everyone()
 
-    # ------------------------------------------------------------------------------ the end
-    def _finish(self, seconds: float) -> TrainResult:
-        """Save the model, load it again, prove it by its validation record, and test it once."""
-        if self.recipe.keep == "best":
-            file = self.path / "checkpoints" / "best" / "model.safetensors"
-            weights = load_file(file)
-        else:
-            weights = self._weights()
-        if self.folder is not None:
-            self.folder.publish_root(lambda path: self._save_model(path, weights))
-        self.accelerator.wait_for_everyone()
-        network = VitHfForImageClassification.from_pretrained(self.path).to(self.accelerator.device)
-        if self.best is not None:
-            assert self.pictures.validation is not None
-            again = self._score(self.pictures.validation, "validation", network).measure()["top1"]
-            tolerance = 0.002 if self.recipe.compile else 0.0  # compiled and plain kernels round differently
-            if abs(again - self.best["top1"]) > tolerance:
-                recorded = self.best["top1"]
-                raise RuntimeError(f"the saved model scores {again:.4%} on validation, its record says {recorded:.4%}")
-        measured = self._score(self.pictures.test, self.pictures.test_name, network).measure()
-        results = {
-            **measured,
-            "split": self.pictures.test_name,
-            "recipe": self.recipe.name,
-            "seed": self.recipe.seed,
-            "kept": self.recipe.keep,
-            "kept_epoch": self.best["epoch"] if self.best else None,
-            "validation_top1": self.best["top1"] if self.best else None,
-            "parameters": self.num_parameters,
-            "steps": self.plan.total_steps,
-            "epochs": self._epoch(self.plan.total_steps),
-            "seconds": round(seconds, 1),
-            **self.record,
-        }
-        if self.folder is not None:
-            if not math.isinf(self.plan.steps_per_epoch):  # a streamed set has no epochs to draw over
-                plot_learning_curves(self.rows, self.path / "learning_curves.png")
-            self.folder.write_json("results.json", results)
-        self.accelerator.wait_for_everyone()
-        return TrainResult(self.path, results, self.accelerator.is_main_process)
+def _evaluate(run: Session, speed: float | None) -> None:
+    """Score the validation split, record the row, and publish the weights if they are the best so far."""
+    row: dict[str, Any] = {
+        "epoch": run.epoch(run.step),
+        "step": run.step,
+        "train_loss": run.loss_sum / run.loss_steps,
+        "learning_rate": float(run.schedule.get_last_lr()[0]),
+        "images_per_second": None if speed is None else round(speed, 1),
+    }
+    note = ""
+    if run.pictures.validation is not None:
+        measured = run.score(run.pictures.validation, "validation", on_batch=partial(_evaluation_goes_on, run))
+        row.update({name: measured[name] for name in ("top1", "top5") if name in measured})
+        row["validation_loss"] = measured["loss"]
+        if run.recipe.keep == "best" and run.task.is_better(row, run.best):
+            run.best, note = row, "best"
+            weights = run.weights()  # on all processes: it may gather
+            if run.folder is not None:
+                run.folder.publish(best_folder(run.step), lambda path: run.save_model(path, weights))
+    run.rows.append(row)
+    run.loss_sum, run.loss_steps, run.evaluated = 0.0, 0, True
+    run.display.row(row, note)
+    if run.folder is not None:
+        run.folder.write_metrics(run.rows)
+        rotate(run.folder, limit=run.recipe.checkpoint_limit, best_step=run.best_step)
+    if run.accelerator.log_with:
+        numbers = {key: value for key, value in row.items() if key not in ("step", "epoch") and value is not None}
+        run.accelerator.log(numbers, step=row["step"])
 
-    def _announce(self) -> None:
-        pictures, plan, say = self.pictures, self.plan, self.display.print
-        train, validation, test = (num_rows(s) for s in (pictures.train, pictures.validation, pictures.test))
-        accumulated = f" x {plan.accumulation} accumulated" if plan.accumulation > 1 else ""
-        classes = len(pictures.source.label_names)
-        precision = "float32" if self.recipe.mixed_precision == "no" else self.recipe.mixed_precision
-        say(
-            f"[bold]{self.recipe.name}[/]: {self.num_parameters:,} parameters, {classes} classes, "
-            f"{_count(train)} training, {_count(validation or 0)} validation and {_count(test)} test pictures"
-        )
-        say(
-            f"{plan.total_steps:,} steps of {self.recipe.optimization.batch_size} pictures "
-            f"({self.accelerator.num_processes} process x {plan.device_batch_size}{accumulated}), "
-            f"{precision}, {self.record['device']}"
-        )
+
+def _evaluation_goes_on(run: Session, count: int) -> None:
+    """After each batch of an evaluation: a request to stop leaves it to the resumed run."""
+    run.watch.beat()
+    if run.on_any_process(run.stop.requested):
+        _stop(run)
+
+
+def _stop(run: Session) -> None:
+    """Save, and end as asked."""
+    raise TrainingInterrupted(run.path, run.step, run.save() if run.step else None)
+
+
+def _finish(run: Session) -> TrainResult:
+    """Save the model, load it again, prove it by its validation record, and test it once."""
+    seconds = run.seconds()
+    weights = run.weights()
+    if run.recipe.keep == "best":
+        assert run.best is not None
+        weights, _ = read_weights(run.path / best_folder(run.best["step"]))
+    if run.folder is not None:
+        run.folder.publish_root(lambda path: run.save_model(path, weights))
+    run.accelerator.wait_for_everyone()
+    network = run.task.model_class.from_pretrained(run.path).to(run.accelerator.device)
+    if run.best is not None:
+        assert run.pictures.validation is not None
+        again = run.score(run.pictures.validation, "validation", network)
+        key = "loss" if run.task.metric == "validation_loss" else run.task.metric
+        tolerance = 0.002 if run.recipe.compile else 0.0  # compiled and plain kernels round differently
+        recorded = run.best[run.task.metric]
+        if abs(again[key] - recorded) > tolerance:
+            raise RuntimeError(
+                f"the saved model has {run.task.metric} {again[key]:.6f} on validation, its record says {recorded:.6f}"
+            )
+    measured = run.score(run.pictures.test, run.pictures.test_name, network)
+    results = {
+        **measured,
+        "split": run.pictures.test_name,
+        "recipe": run.recipe.name,
+        "seed": run.recipe.seed,
+        "kept": run.recipe.keep,
+        "kept_epoch": run.best["epoch"] if run.best else None,
+        "validation_top1": run.best.get("top1") if run.best else None,
+        "parameters": run.num_parameters,
+        "steps": run.plan.total_steps,
+        "epochs": run.epoch(run.plan.total_steps),
+        "seconds": seconds,
+        **run.record,
+    }
+    if run.folder is not None:
+        if not math.isinf(run.plan.steps_per_epoch):  # a streamed set has no epochs to draw over
+            plot_learning_curves(run.rows, run.path / "learning_curves.png")
+        run.folder.write_json("results.json", results)
+    run.accelerator.wait_for_everyone()
+    return TrainResult(run.path, results, run.accelerator.is_main_process)
+
+
+def _announce(run: Session) -> None:
+    pictures, plan, say = run.pictures, run.plan, run.display.print
+    train, validation, test = (num_rows(s) for s in (pictures.train, pictures.validation, pictures.test))
+    accumulated = f" x {plan.accumulation} accumulated" if plan.accumulation > 1 else ""
+    classes = len(pictures.source.label_names)
+    precision = "float32" if run.recipe.mixed_precision == "no" else run.recipe.mixed_precision
+    say(
+        f"[bold]{run.recipe.name}[/]: {run.num_parameters:,} parameters, {classes} classes, "
+        f"{_count(train)} training, {_count(validation or 0)} validation and {_count(test)} test pictures"
+    )
+    say(
+        f"{plan.total_steps:,} steps of {run.recipe.optimization.batch_size} pictures "
+        f"({run.accelerator.num_processes} process x {plan.device_batch_size}{accumulated}), "
+        f"{precision}, {run.record['device']}"
+    )
+    if run.step:
+        run.display.start_at(run.step)
+        say(f"resumed after step {run.step:,} in {run.path}")
 
 
 def _count(number: int | None) -> str:
     return "streamed" if number is None else f"{number:,}"
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Flatten a recipe for trackers, which take plain values only."""
-    flat: dict[str, str | int | float | bool] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat

@@ -1,26 +1,38 @@
-"""Optimiser, learning-rate schedule and averaged weights, from torch and transformers; ours is only who decays.
+"""Optimiser, learning-rate schedule, loss and averaged weights, from torch and transformers; ours is only who is moved.
 
 No weight decay on biases, norms and LayerScale (one-dimensional), nor on tokens and positions: the official code decays
-kernels only (google-research/vision_transformer; big_vision `configs/vit_s16_i1k.py`).
+kernels only (google-research/vision_transformer; big_vision `configs/vit_s16_i1k.py`). big_vision states its decay
+outside the learning rate; torch's AdamW multiplies the two, so that torch's number is big_vision's / learning rate.
+
+Shapes: B batch, L classes.
 """
 
-from collections.abc import Callable
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from transformers.optimization import (
     get_constant_schedule_with_warmup,
     get_cosine_with_min_lr_schedule_with_warmup,
 )
 
+from ..modeling_vit_hf import classification_loss
 from .recipe import Optimization
 
 NOT_DECAYED = ("cls_token", "register_tokens", "mask_token", "position_embeddings", "probe")
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+# ---------------------------------------------------------------------------------------------- steps
 @dataclass(frozen=True)
 class StepPlan:
     """The run in optimiser steps."""
@@ -35,13 +47,16 @@ class StepPlan:
     """Pictures a process takes at once."""
 
 
-def plan_steps(optimization: Optimization, *, num_images: int | None, num_processes: int) -> StepPlan:
+def plan_steps(
+    optimization: Optimization, *, num_images: int | None, num_processes: int, even: bool = False
+) -> StepPlan:
     """Turn epochs into steps, and the global batch into processes x device batch x accumulation.
 
     Args:
         optimization: of the recipe.
         num_images: training pictures; None when streamed, then `max_steps` is needed.
         num_processes: of the run.
+        even: the device batch is to be even, because mixing pairs the pictures in it.
 
     Raises:
         ValueError: the number of steps or of warm-up steps cannot be found, or the batch does not divide.
@@ -59,46 +74,164 @@ def plan_steps(optimization: Optimization, *, num_images: int | None, num_proces
     warmup = optimization.warmup_steps
     if warmup is None:
         warmup = round(optimization.warmup_epochs * steps_per_epoch) if num_images else 0
-    if batch % num_processes:
-        fitting = batch // num_processes * num_processes or num_processes
+    unit = num_processes * (2 if even else 1)
+    if batch % unit:
+        fitting = batch // unit * unit or unit
+        pairs = " whose pictures are mixed in pairs" if even else ""
         raise ValueError(
-            f"optimization.batch_size {batch} does not divide by {num_processes} processes; use {fitting} or "
-            f"{fitting + num_processes}"
+            f"optimization.batch_size {batch} does not divide by {num_processes} processes{pairs}; use {fitting} or "
+            f"{fitting + unit}"
         )
     largest = optimization.max_device_batch_size or batch
+    if even and largest < 2:
+        raise ValueError(
+            f"optimization.max_device_batch_size is {largest}; expected 2 or more, because mixing pairs the pictures "
+            "of a device batch"
+        )
     share = batch // num_processes
-    accumulation = next(count for count in range(1, share + 1) if share % count == 0 and share // count <= largest)
-    return StepPlan(total, min(warmup, total), steps_per_epoch, accumulation, share // accumulation)
+    sizes = (share // count for count in range(1, share + 1) if share % count == 0)  # from the largest down
+    size = next(size for size in sizes if size <= largest and not (even and size % 2))
+    return StepPlan(total, min(warmup, total), steps_per_epoch, share // size, size)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Return two optimiser groups of the trainable parameters: with weight decay, and without."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+# ---------------------------------------------------------------------------------------------- who is moved
+def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> int:
+    """Stop the training of the parameters whose names match one of the shell patterns.
+
+    Returns:
+        How many numbers are frozen.
+
+    Raises:
+        ValueError: a pattern matches no parameter (the nearest names are listed), or nothing would be left to train;
+            the model is unchanged.
+    """
+    parameters = dict(model.named_parameters())
+    frozen: set[str] = set()
+    for pattern in patterns:
+        matched = fnmatch.filter(parameters, pattern)
+        if not matched:
+            near = difflib.get_close_matches(pattern, parameters, n=3, cutoff=0.3)
+            shown = ", ".join(near or list(parameters)[:3])
+            raise ValueError(
+                f"model.freeze has {pattern!r}, which matches no parameter; expected a shell pattern over names such "
+                f"as {shown}: vit.* is all but the classifier, vit.layers.0.* the first block"
+            )
+        frozen |= set(matched)
+    if frozen and len(frozen) == len(parameters):
+        raise ValueError(
+            f"model.freeze {tuple(patterns)} matches all {len(parameters)} parameters; expected some to train: leave "
+            "classifier.* out"
+        )
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return sum(parameters[name].numel() for name in frozen)
+
+
+def parameter_groups(model: nn.Module, optimization: Optimization) -> list[dict]:
+    """Return the optimiser groups of the trainable parameters, from the head down to the embeddings.
+
+    With `layer_decay` the learning rate of block i of n (from 0) is multiplied by layer_decay ** (n - i), that of all
+    under the blocks (patch projection, a hybrid's stem, tokens, positions) by layer_decay ** (n + 1), and that of what
+    follows them (last norm, pooler, classifier) by 1: BEiT's rule, facebookresearch/mae `util/lr_decay.py`.
+
+    Returns:
+        Groups with "name", "params", "weight_decay" and, with `layer_decay`, "lr"; empty ones are left out.
+    """
+    places = {name: _place(name) for name, _ in model.named_parameters()}
+    blocks = max((place for place in places.values() if place is not None), default=-1) + 1
+    groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            exempt = parameter.ndim < 2 or name.rpartition(".")[2] in NOT_DECAYED
-            (free if exempt else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+        if not parameter.requires_grad:
+            continue
+        place = places[name]
+        depth = 0  # steps down from the head
+        if optimization.layer_decay is not None and place is not None:
+            depth = blocks - place
+        exempt = parameter.ndim < 2 or name.rpartition(".")[2] in NOT_DECAYED
+        part = "all" if optimization.layer_decay is None else _part(depth, blocks)
+        group: dict[str, Any] = {"name": f"{part}, {'no decay' if exempt else 'decay'}", "params": []}
+        group["weight_decay"] = 0.0 if exempt else optimization.weight_decay
+        if optimization.layer_decay is not None:
+            group["lr"] = optimization.peak_learning_rate * optimization.layer_decay**depth
+        groups.setdefault((depth, exempt), group)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
 
 
+def _place(name: str) -> int | None:
+    """Index of the block that a parameter belongs to, -1 for the embeddings, None for what follows the blocks."""
+    found = re.search(r"(?:^|\.)(?:embeddings|layers\.(\d+))\.", name)
+    return None if found is None else int(found.group(1) or -1)
+
+
+def _part(depth: int, blocks: int) -> str:
+    if depth == 0:
+        return "head"
+    return "embeddings" if depth > blocks else f"block {blocks - depth}"
+
+
+# ---------------------------------------------------------------------------------------------- how it is moved
 def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
     """Return torch's AdamW or SGD over `parameter_groups`, at the peak learning rate."""
-    groups = parameter_groups(model, optimization.weight_decay)
+    groups, rate = parameter_groups(model, optimization), optimization.peak_learning_rate
     if optimization.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=optimization.learning_rate, momentum=optimization.momentum)
-    return torch.optim.AdamW(groups, lr=optimization.learning_rate, betas=optimization.betas)
+        return torch.optim.SGD(groups, lr=rate, momentum=optimization.momentum)
+    return torch.optim.AdamW(groups, lr=rate, betas=optimization.betas)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, optimization: Optimization, plan: StepPlan) -> LRScheduler:
-    """Return transformers' linear warm-up, then cosine to `min_learning_rate` or constant; one tick a step."""
+    """Return transformers' linear warm-up, then cosine to `min_learning_rate` or constant; one tick a step.
+
+    With a `warmup_learning_rate` the same warm-up rises from there instead of from 0. transformers' own schedule with
+    that option (`get_cosine_with_min_lr_schedule_with_warmup_lr_rate`) reaches the peak a step early and is a step
+    ahead from then on, and it has no constant form. Groups keep the ratio of their learning rates throughout.
+    """
+    schedule: LambdaLR
     if optimization.schedule == "constant":
-        return get_constant_schedule_with_warmup(optimizer, plan.warmup_steps)
-    return get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, plan.warmup_steps, plan.total_steps, min_lr=optimization.min_learning_rate
-    )
+        schedule = get_constant_schedule_with_warmup(optimizer, plan.warmup_steps)
+    else:
+        schedule = get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, plan.warmup_steps, plan.total_steps, min_lr=optimization.min_learning_rate
+        )
+    if not optimization.warmup_learning_rate or not plan.warmup_steps:
+        return schedule
+    start = optimization.warmup_learning_rate / optimization.peak_learning_rate
+    return LambdaLR(optimizer, partial(_raised, schedule.lr_lambdas[0], start, plan.warmup_steps))
 
 
+def _raised(shape: Callable[[int], float], start: float, warmup_steps: int, step: int) -> float:
+    """Factor of a schedule whose warm-up from 0 becomes one from `start`."""
+    return start + (1 - start) * shape(step) if step < warmup_steps else shape(step)
+
+
+# ---------------------------------------------------------------------------------------------- what it is moved by
+def build_loss(optimization: Optimization) -> Loss:
+    """Return the training loss: a function of logits and labels to a scalar, float32, the mean over the samples.
+
+    It takes logits (B, L), float, and labels: class indices (B,), int64, or probabilities (B, L), float. Label
+    smoothing mixes both kinds with the uniform distribution: with mixup and CutMix that is what timm gets by smoothing
+    before mixing.
+
+    "bce" sums over the classes, as big_vision's `sigmoid_xent`, whose clip norm is stated for the sum. timm and DeiT
+    III take the mean over the classes: L times less, which AdamW does not see but clipping does.
+    """
+    if optimization.loss == "bce":
+        return partial(_sigmoid_loss, optimization.label_smoothing)
+    return partial(classification_loss, label_smoothing=optimization.label_smoothing)
+
+
+def _sigmoid_loss(label_smoothing: float, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    if labels.shape != (logits.shape if labels.is_floating_point() else logits.shape[:1]):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype} for logits of shape "
+            f"{tuple(logits.shape)}; expected int64 class indices of shape ({logits.shape[0]},) or float probabilities "
+            f"of shape {tuple(logits.shape)}"
+        )
+    targets = (labels if labels.is_floating_point() else F.one_hot(labels, logits.shape[1])).float()  # (B, L)
+    targets = targets * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / logits.shape[0]
+
+
+# ---------------------------------------------------------------------------------------------- averages
 def build_average(model: nn.Module, decay: float) -> AveragedModel:
     """Return torch's AveragedModel as exponential moving average; its decay warms up as min(decay, (1+t)/(10+t))."""
     return AveragedModel(model, multi_avg_fn=_warm_average(decay))

@@ -45,6 +45,10 @@ class RunDisplay:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
+    def start_at(self, step: int) -> None:
+        """Show the steps that an earlier session took as done."""
+        self.progress.update(self.task, completed=step)
+
     def step(self, *, loss: float, learning_rate: float, images_per_second: float) -> None:
         """Advance the bar by one optimiser step."""
         numbers = f"loss {loss:.3f}  lr {learning_rate:.1e}  {images_per_second:,.0f} images/s"

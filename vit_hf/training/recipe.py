@@ -4,28 +4,26 @@ A recipe is complete: with the seed and the data it fixes the run. Nested fields
 ("augmentation.flip"); under `model` any field of `VitHfConfig` may stand beside the variant's name.
 """
 
-import contextlib
 import dataclasses
-import difflib
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
-from huggingface_hub.dataclasses import type_validator
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_vit_hf import VitHfConfig
 from ..data.pictures import DataFields
 from ..data.transforms import Augmentation
 from ..variants import variant
+from .checks import check_network, check_values
+from .fields import check_type, check_types, parse, plain, unknown_field
 
 _CONFIG_TYPES = {f.name: f.type for f in dataclasses.fields(VitHfConfig) if f.name in VitHfConfig.__annotations__}
 
-_NOT_OF_THE_NETWORK = ("image_size", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
+_NOT_OF_THE_NETWORK = ("image_size", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "freeze")
 
 
 @dataclass(frozen=True)
@@ -60,13 +58,14 @@ class Optimization:
     learning_rate: float = 1e-3
     """Peak, reached after the warm-up."""
     learning_rate_batch_size: int | None = None
-    """Batch size that learning_rate is stated for: the peak is learning_rate x batch_size / this. None: as it stands."""
+    """Batch size that learning_rate is stated for: the peak is learning_rate x batch_size / this. None: the peak is
+    learning_rate itself."""
     warmup_learning_rate: float = 0.0
-    """Start of the warm-up."""
+    """Start of the warm-up, as it stands."""
     min_learning_rate: float = 0.0
-    """End of the cosine."""
+    """End of the cosine, as it stands."""
     schedule: str = "cosine"
-    """"cosine" or "constant", both after a linear warm-up from 0."""
+    """"cosine" or "constant", both after a linear warm-up from warmup_learning_rate."""
     warmup_epochs: float = 0.0
     """Length of the warm-up, in epochs."""
     warmup_steps: int | None = None
@@ -78,15 +77,21 @@ class Optimization:
     weight_decay: float = 0.0
     """Times the learning rate (torch's AdamW); not on biases, norms, tokens and positions."""
     layer_decay: float | None = None
-    """Factor of the learning rate from each block to the one before it (BEiT, MAE); None for one rate."""
+    """Factor of all learning rates from each block to the one before it (BEiT, MAE); None for one rate."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; None for no clipping."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes."""
     loss: str = "cross_entropy"
-    """"cross_entropy", or "bce": a sigmoid for each class (AugReg's pre-training, DeiT III)."""
+    """"cross_entropy", or "bce": a sigmoid for each class, summed over them (AugReg's pre-training)."""
     ema_decay: float | None = None
     """Decay a step of the averaged weights that are scored and saved; None for none."""
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate after the warm-up: as it stands, or scaled by the batch size that it is stated for."""
+        stated_for = self.learning_rate_batch_size
+        return self.learning_rate if stated_for is None else self.learning_rate * self.batch_size / stated_for
 
 
 _SECTIONS = {"model": ModelFields, "data": DataFields, "augmentation": Augmentation, "optimization": Optimization}
@@ -139,84 +144,26 @@ class Recipe:
     """Accelerate's names of experiment trackers: tensorboard, wandb, mlflow, trackio, ..."""
 
     def __post_init__(self):
-        _check_types(self, "")
+        check_types(self, "")
         for section in _SECTIONS:
-            _check_types(getattr(self, section), section + ".")
+            check_types(getattr(self, section), section + ".")
         if not re.fullmatch(r"\w[\w.-]*", self.name):  # it becomes a folder
             raise ValueError(f"name is {self.name!r}; expected letters, digits, '-', '_' and '.'")
         unknown = sorted(set(self.model.config) - set(_CONFIG_TYPES))
         if unknown:
-            raise ValueError(_unknown_field(f"model.{unknown[0]}", field_names()))
+            raise ValueError(unknown_field(f"model.{unknown[0]}", field_names()))
         if self.model.init_from is not None and self.model.variant is not None:
             raise ValueError(
                 f"model.variant is {self.model.variant!r} and model.init_from {self.model.init_from!r}; expected one "
                 "of them: a model to start from brings its own network"
             )
+        check_values(self)
         if self.model.init_from is None:
             try:
-                variant(self.model.variant or "B/16", **self.model.config)
+                config = variant(self.model.variant or "B/16", **self.model.config)
             except StrictDataclassError as error:  # the network is impossible
                 raise ValueError(f"model: {error.__cause__ or error}") from error
-        self._check_values()
-
-    def _check_values(self) -> None:
-        """Known words, and numbers within their ranges."""
-        optimization, data = self.optimization, self.data
-        for name, value, known in (
-            ("optimization.optimizer", optimization.optimizer, ("adamw", "sgd")),
-            ("optimization.schedule", optimization.schedule, ("cosine", "constant")),
-            ("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16")),
-            ("optimization.loss", optimization.loss, ("cross_entropy", "bce")),
-            ("task", self.task, ("classification", "masked_image_modeling")),
-            ("keep", self.keep, ("best", "last")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
-        for name, number in (
-            ("optimization.epochs", optimization.epochs),
-            ("optimization.batch_size", optimization.batch_size),
-            ("optimization.learning_rate", optimization.learning_rate),
-            ("evaluate_every", self.evaluate_every),
-            ("evaluation_batch_size", self.evaluation_batch_size),
-            ("optimization.max_steps", optimization.max_steps),
-            ("optimization.max_device_batch_size", optimization.max_device_batch_size),
-            ("optimization.clip_norm", optimization.clip_norm),
-            ("optimization.learning_rate_batch_size", optimization.learning_rate_batch_size),
-            ("optimization.layer_decay", optimization.layer_decay),
-            ("checkpoint_minutes", self.checkpoint_minutes),
-            ("checkpoint_steps", self.checkpoint_steps),
-            ("checkpoint_limit", self.checkpoint_limit),
-            ("hang_timeout_minutes", self.hang_timeout_minutes),
-            ("cpu_threads", self.cpu_threads),
-            ("data.max_train_images", data.max_train_images),
-            ("data.max_test_images", data.max_test_images),
-        ):
-            if number is not None and not 0 < number < math.inf:
-                raise ValueError(f"{name} is {number}; expected more than 0")
-        for name, number in (
-            ("data.validation_fraction", data.validation_fraction),
-            ("optimization.label_smoothing", optimization.label_smoothing),
-            ("optimization.ema_decay", optimization.ema_decay),
-            ("optimization.momentum", optimization.momentum),
-            *(("optimization.betas", beta) for beta in optimization.betas),
-        ):
-            if number is not None and not 0 <= number < 1:
-                raise ValueError(f"{name} is {number}; expected 0 <= value < 1")
-        for name, number in (
-            ("optimization.weight_decay", optimization.weight_decay),
-            ("optimization.warmup_epochs", optimization.warmup_epochs),
-            ("optimization.warmup_steps", optimization.warmup_steps),
-            ("optimization.min_learning_rate", optimization.min_learning_rate),
-            ("optimization.warmup_learning_rate", optimization.warmup_learning_rate),
-            ("workers", self.workers),
-        ):
-            if number is not None and not 0 <= number < math.inf:
-                raise ValueError(f"{name} is {number}; expected 0 or more")
-        if optimization.min_learning_rate > optimization.learning_rate:
-            raise ValueError(
-                f"optimization.min_learning_rate is {optimization.min_learning_rate}; expected at most "
-                f"optimization.learning_rate, {optimization.learning_rate}"
-            )
+            check_network(self, config)
 
     def override(self, values: Mapping[str, Any]) -> "Recipe":
         """Return a copy in which the named fields have other values.
@@ -228,25 +175,26 @@ class Recipe:
         Raises:
             ValueError: an unknown field (with the nearest names), a value of the wrong type or out of range.
 
-        A new `model.init_from` brings its own network: the recipe's variant and sizes give way, its image size and
-        dropout rates stay.
+        A `model.init_from` brings its own network: the variant of a recipe that trains from scratch and its sizes give
+        way, the image size, dropout rates and frozen parameters stay. What a fine-tuning recipe, which names no
+        variant, says of the network stays too: it is to be changed in whatever is loaded.
         """
         tree = self.to_dict()
-        if values.get("model.init_from") is not None:
+        if values.get("model.init_from") is not None and self.model.variant is not None:
             tree["model"] = {name: value for name, value in tree["model"].items() if name in _NOT_OF_THE_NETWORK}
         for name, value in values.items():
             section, _, leaf = name.rpartition(".")
             if name not in field_names():
-                raise ValueError(_unknown_field(name, field_names()))
+                raise ValueError(unknown_field(name, field_names()))
             target = tree[section] if section else tree
-            target[leaf] = _parse(value, _annotation(name), name)
+            target[leaf] = parse(value, _annotation(name), name)
         return Recipe.from_dict(tree)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values, `model.config` merged into `model`: what YAML and JSON hold."""
         tree = dataclasses.asdict(self)
         tree["model"].update(tree["model"].pop("config"))
-        return _plain(tree)
+        return plain(tree)
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "Recipe":
@@ -259,10 +207,10 @@ class Recipe:
         values: dict[str, Any] = {}
         for name, value in tree.items():
             if name not in known:
-                raise ValueError(_unknown_field(str(name), field_names()))
+                raise ValueError(unknown_field(str(name), field_names()))
             if name in _SECTIONS:
                 value = _section(name, value)
-            values[name] = _parse(value, get_type_hints(cls)[name], name)
+            values[name] = parse(value, get_type_hints(cls)[name], name)
         return cls(**values)
 
     def to_yaml(self) -> str:
@@ -308,78 +256,12 @@ def _section(name: str, value: Any) -> Any:
     known = field_names()
     for key in value:
         if f"{name}.{key}" not in known:
-            raise ValueError(_unknown_field(f"{name}.{key}", known))
+            raise ValueError(unknown_field(f"{name}.{key}", known))
     if name == "data" and "source" not in value:
         raise ValueError("data.source is missing; expected a folder, a Parquet file, an archive, a Hub id or digits")
-    values = {key: _parse(inner, _annotation(f"{name}.{key}"), f"{name}.{key}") for key, inner in value.items()}
+    values = {key: parse(inner, _annotation(f"{name}.{key}"), f"{name}.{key}") for key, inner in value.items()}
     if name == "model":
         values["config"] = {key: values.pop(key) for key in list(values) if key in _CONFIG_TYPES}
     for key, inner in values.items():
-        _check_type(f"{name}.{key}", inner, hints[key])  # before the section's own checks rely on it
+        check_type(f"{name}.{key}", inner, hints[key])  # before the section's own checks rely on it
     return kind(**values)
-
-
-def _parse(value: Any, annotation: Any, name: str) -> Any:
-    """Read a command-line word as the field's type; bring lists to tuples and whole numbers to floats where asked."""
-    is_tuple = get_origin(annotation) is tuple
-    kinds = (annotation,) if is_tuple else get_args(annotation) or (annotation,)
-    if isinstance(value, str) and str not in kinds:
-        value = _read_word(value, kinds, name, annotation)
-    elif isinstance(value, str) and value.lower() in ("none", "null") and type(None) in kinds:
-        value = None
-    if isinstance(value, list) and any(get_origin(kind) is tuple for kind in kinds):
-        value = tuple(value)
-    if float in kinds and int not in kinds and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if is_tuple and isinstance(value, tuple) and float in get_args(annotation):
-        value = tuple(_parse(item, float, name) for item in value)
-    return value
-
-
-def _read_word(word: str, kinds: tuple, name: str, annotation: Any) -> Any:
-    """Read numbers (1e-3 too), true/false, none, and lists with or without brackets."""
-    if word.lower() in ("none", "null", "") and (type(None) in kinds or annotation == tuple[str, ...]):
-        return None if type(None) in kinds else ()
-    for kind in (int, float):
-        if kind in kinds:
-            with contextlib.suppress(ValueError):
-                return kind(word)
-    try:
-        listed = any(get_origin(kind) in (list, tuple) for kind in kinds) and ("," in word or int not in kinds)
-        return yaml.safe_load(f"[{word.strip('[]()')}]" if listed else word)
-    except (ValueError, yaml.YAMLError):
-        raise ValueError(f"{name} is {word!r}; expected {_type_name(annotation)}") from None
-
-
-def _check_types(section: Any, prefix: str) -> None:
-    hints = get_type_hints(type(section))
-    for entry in dataclasses.fields(section):
-        _check_type(prefix + entry.name, getattr(section, entry.name), hints[entry.name])
-
-
-def _check_type(name: str, value: Any, annotation: Any) -> None:
-    kinds = get_args(annotation) or (annotation,)
-    number = float(value) if type(value) is int and float in kinds else value  # a whole number will do for a float
-    try:
-        type_validator(name, number, annotation)
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}; expected {_type_name(annotation)}") from None
-
-
-def _type_name(annotation: Any) -> str:
-    plain = isinstance(annotation, type) and get_origin(annotation) is None
-    return annotation.__name__ if plain else str(annotation)
-
-
-def _unknown_field(name: str, known: list[str]) -> str:
-    leaf = name.rpartition(".")[2]
-    near = [other for other in known if other.rpartition(".")[2] == leaf]
-    near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`vit-hf recipes digits` prints all fields"
-    return f"unknown recipe field {name!r}; {hint}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

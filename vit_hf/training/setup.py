@@ -11,43 +11,97 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from ..checkpoints.load import load_model
+from ..configuration_vit_hf import VitHfConfig
 from ..data.loading import seed_from
 from ..data.pictures import Pictures
 from ..image_processing_vit_hf import VitHfImageProcessor
-from ..modeling_vit_hf import VitHfForImageClassification
+from ..modeling_vit_hf import VitHfPreTrainedModel
 from ..variants import variant
-from .recipe import ModelFields, Recipe
+from .checkpoint import read_weights
+from .optim import freeze_parameters
+from .recipe import Recipe
+from .tasks import TASKS
 
 PACKAGES = ("vit-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "safetensors")
 
 
-def build_model(
-    model: ModelFields, id2label: dict[int, str], *, seed: int
-) -> tuple[VitHfForImageClassification, VitHfImageProcessor]:
-    """Make the network, new or from a checkpoint with a new classifier, and the image processor that goes with it."""
+def build_model(recipe: Recipe, id2label: dict[int, str]) -> tuple[VitHfPreTrainedModel, VitHfImageProcessor]:
+    """Make the network, new or from a checkpoint with a new classifier, and the image processor that goes with it.
+
+    Raises:
+        ValueError: the recipe names no network, or one to start from for a task that has none; a pattern of
+            `model.freeze` fits no parameter.
+    """
+    network, processor = _build_network(recipe, id2label)
+    if recipe.model.freeze:
+        freeze_parameters(network, recipe.model.freeze)
+    return network, processor
+
+
+def _build_network(recipe: Recipe, id2label: dict[int, str]) -> tuple[VitHfPreTrainedModel, VitHfImageProcessor]:
+    model = recipe.model
     if model.init_from is None and model.variant is None:
         raise ValueError(
             "the recipe names no network; set model.init_from to the folder or Hub id of a model to fine-tune, or "
             "model.variant (such as S/16) to train from scratch"
         )
     if model.init_from is not None:
+        if recipe.task != "classification":
+            raise ValueError(f"model.init_from is {model.init_from!r}; {recipe.task} starts from a model.variant only")
         network, processor = load_model(model.init_from, **model.config)
         if network.config.id2label != id2label:
             network.set_labels(id2label)
         processor.set_image_size(*network.config.image_hw)
         return network, processor
-    torch.manual_seed(seed_from("weights", seed))
-    network = VitHfForImageClassification(variant(str(model.variant), id2label=id2label, **model.config))
-    height, width = network.config.image_hw
-    return network, VitHfImageProcessor(size={"height": height, "width": width})
+    torch.manual_seed(seed_from("weights", recipe.seed))
+    new = TASKS[recipe.task].model_class(variant(str(model.variant), id2label=id2label, **model.config))
+    height, width = new.config.image_hw
+    return new, VitHfImageProcessor(size={"height": height, "width": width})
 
 
-def enable_checkpointing(network: VitHfForImageClassification) -> None:
+def restore_model(recipe: Recipe, checkpoint: Path) -> tuple[VitHfPreTrainedModel, VitHfImageProcessor]:
+    """Make the network of a checkpoint with the weights that move, and its image processor."""
+    weights, _ = read_weights(checkpoint)
+    torch.manual_seed(seed_from("weights", recipe.seed))
+    network = TASKS[recipe.task].model_class(VitHfConfig.from_pretrained(checkpoint))
+    network.load_state_dict(weights)  # strict: each tensor, and no other
+    if recipe.model.freeze:
+        freeze_parameters(network, recipe.model.freeze)
+    return network, VitHfImageProcessor.from_pretrained(checkpoint)
+
+
+def enable_checkpointing(network: VitHfPreTrainedModel) -> None:
     """Turn on gradient checkpointing, by the name that the installed transformers has for it."""
     enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+
+
+def check_launch(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Raise ValueError for what Accelerate would pass over in silence, and for what shards cannot do."""
+    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed_precision fp16 needs a GPU, this process has none; use bf16, or no for float32")
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"started as one of {started} processes, but each sees {accelerator.num_processes}: they would train apart "
+            "and write the same folder; on a machine without GPUs set ACCELERATE_USE_CPU=true"
+        )
+    fsdp = accelerator.distributed_type == DistributedType.FSDP
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not fsdp:
+        raise ValueError(
+            f"FSDP was asked for, but Accelerate runs {accelerator.distributed_type.value}: it shards on several GPUs "
+            "only; use scripts/accelerate/ddp.yaml"
+        )
+    if recipe.optimization.ema_decay is not None and (
+        fsdp or accelerator.distributed_type == DistributedType.DEEPSPEED
+    ):
+        raise ValueError(
+            f"optimization.ema_decay needs whole weights in every process, {accelerator.distributed_type.value} shards "
+            "them; set it to none, or use scripts/accelerate/ddp.yaml"
+        )
 
 
 def describe_run(recipe: Recipe, pictures: Pictures, accelerator: Accelerator) -> dict[str, Any]:

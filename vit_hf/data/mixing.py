@@ -1,0 +1,141 @@
+"""Mixup and CutMix between neighbours, drawn by address.
+
+torchvision's MixUp and CutMix mix each picture with the one before it in the batch of a process, with one weight a
+batch: with another number of processes, or another device batch, the pictures and the partners change. Here pictures
+2i and 2i + 1 of the stream mix with each other, by numbers drawn from (seed, i): any even slice of a batch mixes in
+the same way. On a pair the formulas equal torchvision's.
+
+Shapes: B pictures of a process, even; C channels, H x W pixels, L classes.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .loading import seed_from
+from .transforms import Augmentation
+
+
+class PairMixing:
+    """Mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899), or for each pair one of the two, by the toss of a coin.
+
+    Args:
+        augmentation: `mixup_alpha` and `cutmix_alpha`, at least one above 0.
+        num_classes: L.
+        seed: of all draws.
+    """
+
+    def __init__(self, augmentation: Augmentation, *, num_classes: int, seed: int):
+        self.kinds = [
+            (name, alpha)
+            for name, alpha in (("mixup", augmentation.mixup_alpha), ("cutmix", augmentation.cutmix_alpha))
+            if alpha
+        ]
+        self.num_classes, self.seed = num_classes, seed
+
+    def draw(self, positions: list[int], height: int, width: int) -> dict[str, torch.Tensor]:
+        """Draw how each picture of a batch is mixed with its neighbour.
+
+        Args:
+            positions: B places in the stream; pairs (2i, 2i + 1), each whole.
+            height, width: H and W.
+
+        Returns:
+            `mix_blend` (B,) float32, weight of the picture's own pixels; `mix_box` (B, 4) int64, top, left, bottom and
+            right of what it gets from its neighbour unblended; `mix_share` (B,) float32, weight of its own label.
+
+        Raises:
+            ValueError: the positions are no whole pairs.
+        """
+        first, second = positions[::2], positions[1::2]
+        if [position + 1 for position in first] != second or any(position % 2 for position in first):
+            raise ValueError(
+                f"mixup and CutMix take pictures in pairs, found positions {positions[:4]}... of {len(positions)} "
+                "pictures; give an even batch to every process (optimization.batch_size)"
+            )
+        blends, boxes, shares = [], [], []
+        for position in first:
+            blend, box, share = self._draw_pair(position // 2, height, width)
+            blends += [blend] * 2
+            boxes += [box] * 2
+            shares += [share] * 2
+        return {
+            "mix_blend": torch.tensor(blends, dtype=torch.float32),
+            "mix_box": torch.tensor(boxes),
+            "mix_share": torch.tensor(shares, dtype=torch.float32),
+        }
+
+    def _draw_pair(self, pair: int, height: int, width: int) -> tuple[float, tuple[int, int, int, int], float]:
+        generator = np.random.default_rng(seed_from("mix", self.seed, pair))
+        kind, alpha = self.kinds[generator.integers(len(self.kinds))]
+        weight = float(generator.beta(alpha, alpha))
+        if kind == "mixup":
+            return weight, (0, 0, 0, 0), weight
+        half = 0.5 * (1 - weight) ** 0.5  # the box has 1 - weight of the area, before it is cut at the edges
+        y, x = int(generator.integers(height)), int(generator.integers(width))
+        top, bottom = max(y - int(half * height), 0), min(y + int(half * height), height)
+        left, right = max(x - int(half * width), 0), min(x + int(half * width), width)
+        return 1.0, (top, left, bottom, right), 1 - (bottom - top) * (right - left) / (height * width)
+
+    def apply(
+        self, pixels: torch.Tensor, labels: torch.Tensor, draws: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mix a batch as drawn.
+
+        Args:
+            pixels: (B, C, H, W), float.
+            labels: (B,), int64.
+            draws: of `draw`, on the same device.
+
+        Returns:
+            Pixels (B, C, H, W) and probabilities (B, L), float32.
+        """
+        height, width = pixels.shape[-2:]
+        blend = draws["mix_blend"].to(pixels.dtype).view(-1, 1, 1, 1)
+        partner = pixels.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)  # (B, C, H, W), neighbours exchanged
+        mixed = torch.lerp(partner, pixels, blend)
+        if any(kind == "cutmix" for kind, _ in self.kinds):
+            top, left, bottom, right = draws["mix_box"].view(-1, 4, 1, 1).unbind(1)  # (B, 1, 1)
+            y = torch.arange(height, device=pixels.device).view(1, -1, 1)
+            x = torch.arange(width, device=pixels.device).view(1, 1, -1)
+            inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)  # (B, H, W)
+            mixed = torch.where(inside.unsqueeze(1), partner, mixed)
+        own = F.one_hot(labels, self.num_classes).float()  # (B, L)
+        other = own.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        return mixed, torch.lerp(other, own, draws["mix_share"].view(-1, 1))
+
+
+class PatchMasking:
+    """Which patches SimMIM hides (arXiv 2111.09886, section 3.2): squares of `mask_patch_size` pixels at random.
+
+    Args:
+        ratio: share of the squares that is hidden, rounded up to whole squares.
+        mask_patch_size: side of a square in pixels; a multiple of the patch size, and dividing the image.
+        patch_hw: patch size of the network.
+        seed: of all draws.
+    """
+
+    def __init__(self, *, ratio: float, mask_patch_size: int, patch_hw: tuple[int, int], seed: int):
+        self.ratio, self.size, self.patch_hw, self.seed = ratio, mask_patch_size, patch_hw, seed
+
+    def draw(self, positions: list[int], height: int, width: int) -> dict[str, torch.Tensor]:
+        """Return `bool_masked_pos` (B, h*w), bool: True for patches to hide; drawn from (seed, position).
+
+        Raises:
+            ValueError: the sizes do not divide.
+        """
+        size, (patch_h, patch_w) = self.size, self.patch_hw
+        if height % size or width % size or size % patch_h or size % patch_w:
+            raise ValueError(
+                f"augmentation.mask_patch_size is {size}; expected a divisor of the image size {height}x{width} and a "
+                f"multiple of the patch size {patch_h}x{patch_w}"
+            )
+        rows, columns = height // size, width // size
+        masks = []
+        for position in positions:
+            generator = np.random.default_rng(seed_from("mask", self.seed, position))
+            mask = np.zeros(rows * columns, dtype=bool)
+            mask[generator.permutation(rows * columns)[: int(np.ceil(rows * columns * self.ratio))]] = True
+            whole = mask.reshape(rows, columns).repeat(size // patch_h, axis=0).repeat(size // patch_w, axis=1)
+            masks.append(torch.from_numpy(whole.reshape(-1)))
+        return {"bool_masked_pos": torch.stack(masks)}

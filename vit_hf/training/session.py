@@ -1,0 +1,300 @@
+"""The objects of a training run, and what can be done with them: score, save, go on from a checkpoint.
+
+The order of set-up is that of what can go wrong: recipe, data, network and checkpoint are looked at before anything is
+written; what one process finds out (folders, checkpoints) the others are told.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+
+from ..data.loading import build_evaluation_loader, build_train_loader
+from ..data.pictures import Split, num_rows, open_pictures
+from ..data.transforms import TrainTransform
+from .checkpoint import (
+    find_start,
+    flatten,
+    optimizer_tensors,
+    read_optimizer,
+    read_weights,
+    restore_optimizer,
+    rotate,
+    step_folder,
+    write_training_state,
+)
+from .interruption import HangWatch, StopRequest
+from .optim import build_average, build_optimizer, build_schedule, plan_steps
+from .progress import RunDisplay
+from .recipe import Recipe
+from .setup import build_model, check_launch, describe_run, enable_checkpointing, restore_model
+from .state import RunFolder
+from .step import Stepper
+from .tasks import TASKS, Task
+
+T = TypeVar("T")
+
+
+class Session:
+    """One process's part in a run, from its start or resumption to its end.
+
+    Args:
+        recipe: of the run.
+        quiet: print nothing.
+    """
+
+    def __init__(self, recipe: Recipe, *, quiet: bool):
+        self.recipe, self.quiet = recipe, quiet
+        self.started = self.saved_at = time.perf_counter()
+        AcceleratorState._reset_state()  # a run before this one, in a notebook, may have had another precision
+        self.accelerator = Accelerator(
+            mixed_precision=recipe.mixed_precision,
+            log_with=list(recipe.trackers) or None,
+            project_dir=".",
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+            dynamo_backend="inductor" if recipe.compile else None,
+        )
+        check_launch(recipe, self.accelerator)
+        self.stop = StopRequest()
+        minutes, number = recipe.hang_timeout_minutes, self.accelerator.process_index
+        name = f"process {number} of {self.accelerator.num_processes}"
+        self.watch = HangWatch(None if minutes is None else 60 * minutes, name)
+        self.folder: RunFolder | None = None  # on the main process
+        self.step = 0  # optimiser steps done
+        self.evaluated = True  # whether the evaluation that is due after this step is done
+        self.best: dict[str, Any] | None = None
+        self.rows: list[dict[str, Any]] = []
+        self.loss_sum, self.loss_steps = 0.0, 0  # since the last evaluation
+        self.seconds_before = 0.0  # of training, in the sessions before this one
+
+    def set_up(self, output: str | Path | None, resume: str | Path | None) -> dict[str, Any] | None:
+        """Make all objects; what can be wrong comes first. Returns the results if the run to resume is finished."""
+        recipe, accelerator = self.recipe, self.accelerator
+        pictures = self.pictures = open_pictures(recipe.data)
+        if recipe.keep == "best" and pictures.validation is None:
+            raise ValueError(
+                "keep is 'best' but no pictures are held out to choose by, and choosing on the test split would "
+                "flatter the result; set data.validation_fraction (such as 0.1), or keep 'last'"
+            )
+        plan = self.plan = plan_steps(
+            recipe.optimization,
+            num_images=num_rows(pictures.train),
+            num_processes=accelerator.num_processes,
+            even=bool(recipe.augmentation.mixup_alpha or recipe.augmentation.cutmix_alpha),
+        )
+        self.display = RunDisplay(plan.total_steps, enabled=accelerator.is_main_process and not self.quiet)
+        record = describe_run(recipe, pictures, accelerator)
+        self.path, checkpoint, state, finished = self._on_main(
+            lambda: find_start(recipe, output, resume, record["data"])
+        )
+        if finished is not None:
+            return finished
+        if checkpoint is None:
+            model, self.processor = build_model(recipe, pictures.id2label)
+        else:
+            model, self.processor = restore_model(recipe, checkpoint)
+        self.task: Task = TASKS[recipe.task](recipe, model)
+        if recipe.gradient_checkpointing:
+            enable_checkpointing(model)
+
+        # ------------------------------------------------------------------------------ the folder
+        def open_folder() -> dict[str, Any]:
+            self.folder = RunFolder(self.path, resume=resume is not None)
+            return self._write_records(record, state)
+
+        self.record = self._on_main(open_folder)
+        # ------------------------------------------------------------------------------ what moves
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.average: AveragedModel | None = None
+        if recipe.optimization.ema_decay is not None:
+            self.average = build_average(model.to(accelerator.device), recipe.optimization.ema_decay)
+        optimizer = build_optimizer(model, recipe.optimization)
+        self.schedule: LRScheduler = build_schedule(optimizer, recipe.optimization, plan)
+        self.step = state["step"] if state else 0
+        loader = build_train_loader(
+            pictures.train,
+            **pictures.columns,
+            transform=TrainTransform(recipe.augmentation, self.processor),
+            batch_size=recipe.optimization.batch_size,
+            accumulation=plan.accumulation,
+            num_steps=plan.total_steps,
+            seed=recipe.seed,
+            workers=recipe.workers,
+            first_step=self.step,
+            repeats=recipe.augmentation.repeats,
+            draw=self.task.draw,
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.loader = accelerator.prepare_data_loader(loader, device_placement=False)  # the step moves each piece
+        if checkpoint is not None and state is not None:
+            self._restore(checkpoint, state)
+        self.stepper = Stepper(
+            recipe=recipe,
+            plan=plan,
+            task=self.task,
+            accelerator=accelerator,
+            model=self.model,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            average=self.average,
+            say=self.display.print,
+        )
+        if accelerator.log_with:
+            project = accelerator.project_configuration
+            project.project_dir, project.logging_dir = str(self.path), str(self.path / "tensorboard")
+            options = {"tensorboard": {"purge_step": self.step + 1}} if self.step else {}
+            fields = {name: _plain(value) for name, value in flatten(recipe.to_dict()).items()}
+            accelerator.init_trackers(recipe.name, config=fields, init_kwargs=options)
+        return None
+
+    def _on_main(self, do: Callable[[], T]) -> T:
+        """Let the main process do something and tell the others what came out; when it fails they end, it raises."""
+        answer: list[Any] = [False, None]
+        if self.accelerator.is_main_process:
+            try:
+                answer = [True, do()]
+            except Exception:
+                broadcast_object_list(answer)
+                raise
+        done, value = broadcast_object_list(answer)
+        if not done:
+            raise SystemExit(1)
+        return value
+
+    def _write_records(self, record: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]:
+        """Write recipe.yaml and run.json, or add this session to run.json."""
+        assert self.folder is not None
+        if state is not None:
+            first = state["record"]
+            session = {
+                key: record[key] for key in ("started", "command", "git_commit", "versions", "device", "processes")
+            }
+            record = {**first, "resumed": [*first.get("resumed", []), {"step": state["step"], **session}]}
+        self.folder.write_text("recipe.yaml", self.recipe.to_yaml())
+        self.folder.write_json("run.json", record)
+        return record
+
+    def _restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        """Put back what moves beside the weights."""
+        inner = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        restore_optimizer(inner, self.optimizer.optimizer, read_optimizer(checkpoint), state["optimizer"])
+        functions = {"lr_lambdas": [None] * len(self.schedule.base_lrs)}  # None: nothing to restore in a function
+        self.schedule.load_state_dict({**state["schedule"], **functions})
+        if self.average is not None:
+            _, averaged = read_weights(checkpoint)
+            assert averaged is not None  # the recipe is the same
+            self.average.module.load_state_dict(averaged)
+            self.average.n_averaged.fill_(state["n_averaged"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.evaluated, self.best, self.rows = state["evaluated"], state["best"], state["rows"]
+        self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
+        self.seconds_before = state["seconds"]
+        if self.folder is not None:
+            self.folder.write_metrics(self.rows)
+
+    # ------------------------------------------------------------------------------ scores
+    def score(
+        self,
+        split: Split,
+        name: str,
+        network: nn.Module | None = None,
+        on_batch: Callable[[int], None] = lambda count: None,
+    ) -> dict[str, float]:
+        """Score a split with the weights that would be saved now, or with another network."""
+        loader: DataLoader = build_evaluation_loader(
+            split,
+            **self.pictures.columns,
+            name=name,
+            processor=self.processor,
+            batch_size=self.recipe.evaluation_batch_size * self.accelerator.num_processes,
+            workers=self.recipe.workers,
+        )
+        loader = self.accelerator.prepare_data_loader(loader)
+        network = network or (self.model if self.average is None else self.average.module)
+        return self.task.measure(network, loader, self.accelerator, num_samples=num_rows(split), on_batch=on_batch)
+
+    def on_any_process(self, mine: bool) -> bool:
+        """Whether it is so on any process."""
+        if self.accelerator.num_processes == 1:
+            return mine
+        return bool(self.accelerator.reduce(torch.tensor(float(mine), device=self.accelerator.device), "sum").item())
+
+    def epoch(self, step: int) -> float | None:
+        """Epochs done after a step; None when streaming does not tell their length."""
+        return None if math.isinf(self.plan.steps_per_epoch) else round(step / self.plan.steps_per_epoch, 4)
+
+    def seconds(self) -> float:
+        """Seconds since the start, over all sessions of the run."""
+        return round(self.seconds_before + time.perf_counter() - self.started, 1)
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the best score so far."""
+        return self.best["step"] if self.best else None
+
+    # ------------------------------------------------------------------------------ checkpoints
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights to save: averaged ones if there are, gathered on the CPU."""
+        if self.average is not None:
+            return {name: tensor.cpu() for name, tensor in self.average.module.state_dict().items()}
+        return self.accelerator.get_state_dict(self.model)
+
+    def save_model(self, path: Path, weights: dict[str, torch.Tensor]) -> None:
+        """Write weights, config, code and image processor into a folder."""
+        network = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        network.save_pretrained(path, state_dict=weights)
+        self.processor.save_pretrained(path)
+
+    def save(self) -> Path:
+        """Publish a checkpoint of this step, then remove those that are no longer wanted."""
+        inner = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        tensors, groups = optimizer_tensors(inner, self.optimizer.optimizer)
+        weights = self.weights()
+        moving = None if self.average is None else self.accelerator.get_state_dict(self.model)
+        state = {
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "best": self.best,
+            "rows": self.rows,
+            "loss_sum": self.loss_sum,
+            "loss_steps": self.loss_steps,
+            "seconds": self.seconds(),
+            "optimizer": groups,
+            "schedule": {key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"},
+            "n_averaged": None if self.average is None else int(self.average.n_averaged),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+            "recipe": self.recipe.to_dict(),
+            "data": self.record["data"],
+            "record": self.record,
+        }
+
+        def write(folder: Path) -> None:
+            self.save_model(folder, weights)
+            write_training_state(folder, state, tensors, moving)
+
+        name = step_folder(self.step)
+        if self.folder is not None:
+            parts = [tensors, weights, moving or {}]
+            needed = sum(tensor.nbytes for part in parts for tensor in part.values())
+            self.folder.publish(name, write, bytes_needed=needed)
+            rotate(self.folder, limit=self.recipe.checkpoint_limit, best_step=self.best_step)
+        self.accelerator.wait_for_everyone()
+        self.saved_at = time.perf_counter()
+        self.watch.beat()
+        return self.path / name
+
+
+def _plain(value: Any) -> str | int | float | bool:
+    """Bring a recipe's value to what trackers take."""
+    return value if isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,167 @@
+"""One optimiser step: forward and backward over the accumulated batches, agreement of all processes, update.
+
+Dropout and drop path are drawn from (seed, step, accumulated batch, process). Nothing moves unless loss and gradient
+are finite on every process.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from ..data.loading import seed_from
+from .optim import StepPlan
+from .recipe import Recipe
+from .tasks import Batch, Task
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What all processes know after a step."""
+
+    loss: float
+    """Mean over the global batch."""
+    flags: list[bool]
+    """Each true when it was so on any process."""
+
+
+class Stepper:
+    """Takes steps with the prepared objects of a run."""
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        plan: StepPlan,
+        task: Task,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Any,
+        schedule: LRScheduler,
+        average: AveragedModel | None,
+        say: Callable[[str], None],
+    ):
+        self.recipe, self.plan, self.task, self.accelerator = recipe, plan, task, accelerator
+        self.model, self.optimizer, self.schedule, self.average = model, optimizer, schedule, average
+        self.say = say
+        self.pieces = 1  # into which a device batch is cut since it did not fit into memory
+
+    def take(self, step: int, batches: Iterator[Batch], flags: Callable[[], list[bool]]) -> StepOutcome:
+        """Take a step.
+
+        Args:
+            step: its number, from 1.
+            batches: gives this process's share of `accumulation` batches, on the CPU.
+            flags: asked after the backward pass; what any process says is returned to all.
+
+        Raises:
+            FloatingPointError: loss or gradient is not finite; no weight has moved.
+            MemoryError: the smallest batch does not fit, or the batch of one of several processes.
+        """
+        accelerator, optimization = self.accelerator, self.recipe.optimization
+        loss, rows = self._forward_and_backward(step, batches)
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), optimization.clip_norm or math.inf)
+        if accelerator.scaler is not None or norm is None:  # fp16: the scaler passes over steps that overflow
+            norm = torch.zeros(())
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+        mine = [loss.float(), norm.float().to(loss.device)]
+        shared = torch.stack([*mine, *(torch.tensor(float(flag), device=loss.device) for flag in flags())])
+        loss_sum, norm_sum, *counts = accelerator.reduce(shared, "sum").tolist()  # the step's only wait for the device
+        if not math.isfinite(loss_sum + norm_sum):
+            self._stop_at_non_finite(step, loss.item(), rows)
+        self.optimizer.step()
+        if not self.optimizer.step_was_skipped:
+            self.schedule.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        return StepOutcome(loss_sum / accelerator.num_processes, [count > 0 for count in counts])
+
+    def _forward_and_backward(self, step: int, batches: Iterator[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Leave the gradient of the step's mean loss; return the loss of this process and the rows it saw."""
+        seen: list[Batch] = []
+        while True:
+            try:
+                loss = torch.zeros((), device=self.accelerator.device)
+                for part in range(self.plan.accumulation):
+                    if part == len(seen):
+                        seen.append(_next(batches))
+                    loss += self._batch(step, part, seen[part])
+                return loss, torch.cat([batch["rows"] for batch in seen])
+            except torch.OutOfMemoryError as error:
+                self._use_smaller_pieces(seen[-1], error)
+
+    def _batch(self, step: int, part: int, batch: Batch) -> torch.Tensor:
+        """Forward and backward of one batch, in pieces; returns its share of the step's loss."""
+        accelerator, pieces = self.accelerator, self.pieces
+        share = torch.zeros((), device=accelerator.device)
+        length = len(batch["rows"]) // pieces
+        for number in range(pieces):
+            torch.manual_seed(
+                seed_from("step", self.recipe.seed, step, part * pieces + number, accelerator.process_index)
+            )
+            piece = {
+                name: tensor[number * length : (number + 1) * length].to(accelerator.device, non_blocking=True)
+                for name, tensor in batch.items()
+            }
+            last = part == self.plan.accumulation - 1 and number == pieces - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
+                with accelerator.autocast():
+                    loss = self.task.loss(self.model, piece) / (self.plan.accumulation * pieces)
+                accelerator.backward(loss)
+            share += loss.detach().float()
+        return share
+
+    def _use_smaller_pieces(self, batch: Batch, error: torch.OutOfMemoryError) -> None:
+        """Halve the device batch, which doubles the accumulation; the step begins again, on the same pictures."""
+        pieces = self.pieces * 2
+        length = len(batch["rows"]) // pieces
+        even = 2 if "mix_box" in batch else 1  # pairs stay together
+        if self.accelerator.num_processes > 1 or len(batch["rows"]) % (pieces * even) or length < 1:
+            half = max(len(batch["rows"]) // self.pieces // 2, 1)
+            raise MemoryError(
+                f"the device is out of memory with {len(batch['rows']) // self.pieces} pictures at once ({error}); set "
+                f"optimization.max_device_batch_size to {half} (the batch of a step stays the same), or "
+                "gradient_checkpointing"
+            ) from error
+        self.optimizer.zero_grad()
+        torch.cuda.empty_cache()
+        self.pieces = pieces
+        self.say(f"out of memory: {length} pictures at once from now on, {pieces} times as many batches a step")
+
+    def _stop_at_non_finite(self, step: int, loss: float, rows: torch.Tensor) -> None:
+        """Raise on the main process, naming the rows of the process where it happened; end the others."""
+        accelerator = self.accelerator
+        found = gather_object([(accelerator.process_index, loss, rows.tolist())])
+        if not accelerator.is_main_process:
+            raise SystemExit(1)
+        bad = [entry for entry in found if not math.isfinite(entry[1])]
+        process, value, rows_there = bad[0] if bad else found[0]
+        what = f"the loss is {value}" if bad else "the gradient is not finite"
+        shown = ", ".join(map(str, rows_there[:8])) + (", ..." if len(rows_there) > 8 else "")
+        raise FloatingPointError(
+            f"{what} at step {step}, process {process}, training rows {shown}; expected a finite number. The step was "
+            "not taken; checkpoints are as they were. Lower optimization.learning_rate, set optimization.clip_norm, "
+            "or use mixed_precision bf16 instead of fp16"
+        )
+
+
+def _next(batches: Iterator[Batch]) -> Batch:
+    """Return the next batch; a loader process that was killed is an error that says so."""
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(
+            f"a loader process died ({error}); resume with fewer workers (--workers N), or see what killed it"
+        ) from error

@@ -1,0 +1,121 @@
+"""What is learned: classes of labelled pictures, or the hidden patches of pictures without labels (SimMIM).
+
+A task has the network's class, what is drawn for a batch, the loss, and the score on a split.
+
+Shapes: B pictures, C channels, H x W pixels, L classes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..data.mixing import PairMixing, PatchMasking
+from ..evaluation.scoring import gather_rows, score
+from ..modeling_vit_hf import (
+    VitHfForImageClassification,
+    VitHfForMaskedImageModeling,
+    VitHfPreTrainedModel,
+    reconstruction_error,
+)
+from .optim import build_loss
+from .recipe import Recipe
+
+Batch = dict[str, torch.Tensor]
+
+
+class Classification:
+    """Class labels; mixup and CutMix if the recipe has them."""
+
+    model_class: type[VitHfPreTrainedModel] = VitHfForImageClassification
+    metric = "top1"
+    """Key of the evaluation row by which the best weights are chosen."""
+
+    def __init__(self, recipe: Recipe, model: VitHfPreTrainedModel):
+        augmentation = recipe.augmentation
+        self.mixing: PairMixing | None = None
+        if augmentation.mixup_alpha or augmentation.cutmix_alpha:
+            self.mixing = PairMixing(augmentation, num_classes=cast(int, model.config.num_labels), seed=recipe.seed)
+        self.draw = None if self.mixing is None else self.mixing.draw
+        self._loss = build_loss(recipe.optimization)
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the mean loss of a batch, a float32 scalar."""
+        pixels, labels = batch["pixel_values"], batch["labels"]  # (B, C, H, W), (B,)
+        if self.mixing is not None:
+            pixels, labels = self.mixing.apply(pixels, labels, batch)  # (B, C, H, W), (B, L)
+        return self._loss(model(pixel_values=pixels).logits, labels)
+
+    def measure(
+        self,
+        model: nn.Module,
+        loader: DataLoader,
+        accelerator: Accelerator,
+        *,
+        num_samples: int | None,
+        on_batch: Callable[[int], None],
+    ) -> dict[str, float]:
+        """Return top1, top5, loss and n of a split, every picture once."""
+        return score(model, loader, accelerator, num_samples=num_samples, on_batch=on_batch).measure()
+
+    @staticmethod
+    def is_better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
+        """Tell whether an evaluation row beats the best so far."""
+        return best is None or row["top1"] > best["top1"]
+
+
+class MaskedImageModeling:
+    """Pixels of hidden patches. Of a split to score, a picture's mask depends on its row only."""
+
+    model_class: type[VitHfPreTrainedModel] = VitHfForMaskedImageModeling
+    metric = "validation_loss"
+
+    def __init__(self, recipe: Recipe, model: VitHfPreTrainedModel):
+        augmentation = recipe.augmentation
+        options: dict[str, Any] = {
+            "ratio": augmentation.mask_ratio,
+            "mask_patch_size": augmentation.mask_patch_size,
+            "patch_hw": model.config.patch_hw,
+        }
+        self.draw = PatchMasking(**options, seed=recipe.seed).draw
+        self._draw_fixed = PatchMasking(**options, seed=0).draw
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the mean absolute error over the hidden pixels of a batch, a float32 scalar."""
+        return model(pixel_values=batch["pixel_values"], bool_masked_pos=batch["bool_masked_pos"]).loss
+
+    def measure(
+        self,
+        model: nn.Module,
+        loader: DataLoader,
+        accelerator: Accelerator,
+        *,
+        num_samples: int | None,
+        on_batch: Callable[[int], None],
+    ) -> dict[str, float]:
+        """Return loss (mean absolute error over hidden pixels, normalised units) and n of a split."""
+
+        def errors(batch: Batch) -> tuple[torch.Tensor]:
+            pixels = batch["pixel_values"]
+            hidden = self._draw_fixed(batch["rows"].tolist(), *pixels.shape[-2:])["bool_masked_pos"].to(pixels.device)
+            found = model(pixel_values=pixels, bool_masked_pos=hidden).reconstruction
+            return (reconstruction_error(found, pixels, hidden, network.config.patch_hw),)
+
+        network = accelerator.unwrap_model(model, keep_torch_compile=False)
+        (rows,) = gather_rows(model, loader, accelerator, errors, num_samples=num_samples, on_batch=on_batch)
+        return {"loss": rows.double().mean().item(), "n": len(rows)}
+
+    @staticmethod
+    def is_better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
+        """Tell whether an evaluation row beats the best so far."""
+        return best is None or row["validation_loss"] < best["validation_loss"]
+
+
+Task = Classification | MaskedImageModeling
+TASKS: dict[str, type[Classification] | type[MaskedImageModeling]] = {
+    "classification": Classification,
+    "masked_image_modeling": MaskedImageModeling,
+}
