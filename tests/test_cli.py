@@ -1,7 +1,13 @@
 """The command line as a user meets it: what it prints, and one clear line for whatever the user can mend."""
 
 import json
+import os
 import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -286,3 +292,188 @@ def test_the_python_examples_of_the_readme_run(tmp_path, monkeypatch, capsys, pi
     code = first.replace("optimization__epochs=10", "optimization__max_steps=2") + second.replace('"B/16"', '"Ti/16"')
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip().splitlines()[-1].split()[0] in set("0123456789")
+
+
+# ------------------------------------------------------------------------------------------- stopping and resuming
+SHORT = ["--max-steps", "6", *FAST[2:], "--checkpoint_steps", "2", "--optimization.batch_size", "8"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run, with checkpoints after steps 4 and 6."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main(["train", "digits", *SHORT, "--checkpoint_limit", "2", "--output", str(folder)]) == 0
+    return folder
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of every file."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+
+
+def disturb(monkeypatch, step: int, act) -> None:
+    """Let something happen within a step of the next training."""
+    from vit_hf.training.step import Stepper
+
+    take = Stepper.take
+
+    def disturbed(self, number, *arguments):
+        if number == step:
+            act()
+        return take(self, number, *arguments)
+
+    monkeypatch.setattr(Stepper, "take", disturbed)
+
+
+@pytest.mark.parametrize("resume", ["auto", ".", "checkpoints/step-00000004", "checkpoints/step-00000006"])
+def test_a_run_that_is_finished_says_so_and_is_left_as_it_is(finished, capsys, resume):
+    before = listing(finished)
+    where = ["--output", finished, "--resume", "auto"] if resume == "auto" else ["--resume", finished / resume]
+    assert main(["train", "digits", *SHORT, *map(str, where)]) == 0
+    printed = capsys.readouterr().out
+    top1 = json.loads((finished / "results.json").read_text())["top1"]
+    assert f"{finished} is finished: top-1 {top1:.2%}, top-5 " in printed
+    assert "; there is nothing to do" in printed
+    assert listing(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("resume", "words", "message"),
+    [
+        ("nowhere", [], r"no folder .*/nowhere to resume from; expected a run folder, or checkpoints/step-N in one"),
+        ("checkpoints/step-00000005", [], r"no folder .*/checkpoints/step-00000005 to resume from"),
+        (".", ["--output", "other"], r"--resume goes on in .*run, --output names other; leave --output out"),
+        (".", ["--seed", "5"], r"run belongs to another run: seed was 0 and is 5\. Resume with the recipe"),
+        ("checkpoints/step-00000004", ["--max-steps", "9"], r"run belongs to another run: .*max_steps was 6 and is 9"),
+        (
+            ".",
+            ["--data.max_train_images", "32"],
+            r"images was 64 and is 32; n of train was \d+ and is \d+; sha256 of",
+        ),
+        ("checkpoints", [], r"checkpoints is no run folder"),
+        ("examples", [], r"examples is no run folder"),
+        (".", ["--resume"], r"expected one argument"),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_line_and_nothing_is_written(
+    finished, tmp_path, capsys, monkeypatch, resume, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    before = listing(finished)
+    arguments = ["train", "digits", *SHORT, "--resume", finished / resume, *words]
+    if "--resume" in words:
+        with pytest.raises(SystemExit) as stop:
+            main(list(map(str, arguments)))
+        assert stop.value.code == 2
+        assert re.search(message, capsys.readouterr().err)
+    else:
+        line = fails(capsys, *arguments)
+        assert re.search(message, line), line
+    assert listing(finished) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_run_does_not_go_into_the_folder_of_another_and_names_the_way_to_go_on(finished, capsys):
+    before = listing(finished)
+    line = fails(capsys, "train", "digits", *SHORT, "--output", finished)
+    assert re.search(r"run is not empty; .* go on with the run in it by --resume auto", line)
+    assert listing(finished) == before
+
+
+def resume_line(text: str) -> list[str]:
+    """Return the words of the printed command."""
+    (line,) = re.findall(r"^to resume: vit-hf (.*)$", text, flags=re.MULTILINE)
+    return shlex.split(line)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_exits_with_75_and_the_line_it_prints_goes_on(
+    tmp_path, capsys, monkeypatch, number
+):
+    folder = tmp_path / "a run"  # the line has to quote it
+    with monkeypatch.context() as context:
+        disturb(context, 3, lambda: os.kill(os.getpid(), number))
+        assert main(["train", "digits", *SHORT, "--output", str(folder)]) == 75
+    streams = capsys.readouterr()
+    assert f"stopped on request after step 3: saved {folder}/checkpoints/step-00000003" in streams.err
+    assert "Traceback" not in streams.err
+    assert not (folder / "results.json").exists()
+    assert main(resume_line(streams.err)) == 0
+    printed = capsys.readouterr().out
+    assert f"resumed after step 3 in {folder}" in printed
+    assert "test: top-1" in printed
+    assert json.loads((folder / "results.json").read_text())["resumed"][0]["step"] == 3
+
+
+def test_a_run_that_fails_prints_the_line_that_goes_on_from_its_checkpoint(tmp_path, capsys, monkeypatch):
+    def act():
+        raise OSError("the disk of the pictures is gone")
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as context:
+        disturb(context, 4, act)
+        assert main(["train", "digits", *SHORT, "--output", str(folder)]) == 1
+    streams = capsys.readouterr()
+    assert "vit-hf train: error: the disk of the pictures is gone" in streams.err
+    assert main(resume_line(streams.out)) == 0
+    assert "resumed after step 2" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_before_its_first_step_prints_no_line_to_go_on(tmp_path, capsys, monkeypatch):
+    def act():
+        raise OSError("the disk of the pictures is gone")
+
+    disturb(monkeypatch, 1, act)
+    assert main(["train", "digits", *SHORT, "--output", str(tmp_path / "run")]) == 1
+    assert "to resume" not in capsys.readouterr().out
+
+
+def test_a_process_that_gets_sigterm_ends_with_code_75(tmp_path):
+    command = [sys.executable, "-m", "vit_hf.cli", "train", "digits", *SHORT, "--max-steps", "100000"]
+    command += ["--output", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        while process.poll() is None and not list(tmp_path.glob("run/checkpoints/step-*")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75, error
+    printed = error.decode()
+    (saved,) = re.findall(r"stopped on request after step \d+: saved (\S+)", printed)
+    assert [saved] == [str(path) for path in tmp_path.glob("run/checkpoints/step-*")]
+    assert resume_line(printed)[-4:] == ["--output", str(tmp_path / "run"), "--resume", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "3", "--interruptions", "3"], r"3 interruptions of a run of 3 steps; expected 1 to 2"),
+        (["--optimization.lerning_rate", "1"], r"unknown recipe field"),
+    ],
+)
+def test_a_bad_verify_resume_says_in_one_line_how_to_mend_it(capsys, words, message):
+    line = fails(capsys, "verify-resume", "digits", *words)
+    assert line.startswith("vit-hf verify-resume: error:")
+    assert re.search(message, line), line
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_verify_resume_prints_what_was_compared_and_its_exit_code_is_the_answer(capsys, monkeypatch, same):
+    from vit_hf.training import verify
+
+    def proof(recipe, *, interruptions, steps, say):
+        say("undisturbed: 7 steps")
+        assert (recipe.data.source, recipe.seed, interruptions, steps) == ("digits", 4, 2, 7)
+        return verify.ResumeProof([(3, "SIGKILL")], {"model.safetensors": True, "training/optimizer.safetensors": same})
+
+    monkeypatch.setattr(verify, "verify_resume", proof)
+    words = ["--data", "digits", "--seed", "4", "--steps", "7", "--interruptions", "2"]
+    assert main(["verify-resume", "digits", *words]) == (0 if same else 1)
+    printed = capsys.readouterr().out
+    assert "undisturbed: 7 steps" in printed
+    assert "model.safetensors" in printed
+    assert ("DIFFERENT" in printed) != same
+    assert ("the interrupted run equals the other" in printed) == same

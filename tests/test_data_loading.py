@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from vit_hf import VitHfImageProcessor
 from vit_hf.data.images import BadImageError, read_image
 from vit_hf.data.loading import (
+    Address,
     StepSampler,
     TrainRows,
     TrainStream,
@@ -82,15 +83,17 @@ def test_every_row_comes_once_an_epoch_and_no_step_is_ragged(num_rows):
     steps = list(StepSampler(num_rows, 8, num_steps=3 * num_rows, seed=0))  # 24 whole epochs
     assert [len(step) for step in steps] == [8] * (3 * num_rows)
     addresses = [address for step in steps for address in step]
-    assert Counter(addresses) == Counter(itertools.product(range(24), range(num_rows)))
-    assert [epoch for epoch, _ in addresses] == sorted(epoch for epoch, _ in addresses)
+    assert Counter((a.epoch, a.row) for a in addresses) == Counter(itertools.product(range(24), range(num_rows)))
+    assert [a.epoch for a in addresses] == sorted(a.epoch for a in addresses)
+    assert [a.position for a in addresses] == list(range(24 * num_rows))
+    assert {a.copy for a in addresses} == {0}
 
 
 def test_the_order_depends_on_seed_and_epoch_only():
     def orders(seed, batch_size):
         addresses = itertools.chain(*StepSampler(40, batch_size, num_steps=80 // batch_size, seed=seed))
         return [
-            [row for epoch, row in addresses_of] for _, addresses_of in itertools.groupby(addresses, lambda a: a[0])
+            [address.row for address in of_epoch] for _, of_epoch in itertools.groupby(addresses, lambda a: a.epoch)
         ]
 
     first, second = orders(0, 8)
@@ -170,20 +173,20 @@ def test_another_seed_changes_order_and_pixels(split, transform):
 def test_augmentation_depends_on_seed_epoch_and_row_only(split, transform):
     rows = TrainRows(split, "image", "label", transform, seed=0)
     addresses = list(itertools.product(range(2), range(6)))
-    first = {address: rows[address]["pixel_values"] for address in addresses}
+    first = {(epoch, row): rows[Address(0, epoch, row)]["pixel_values"] for epoch, row in addresses}
     torch.manual_seed(12345)
-    again = {address: rows[address]["pixel_values"] for address in reversed(addresses)}
+    again = {(epoch, row): rows[Address(99, epoch, row)]["pixel_values"] for epoch, row in reversed(addresses)}
     assert all(torch.equal(first[address], again[address]) for address in addresses)
     other_seed = TrainRows(split, "image", "label", transform, seed=1)
     for row in range(6):
         assert not torch.equal(first[0, row], first[1, row])
-        assert not torch.equal(first[0, row], other_seed[0, row]["pixel_values"])
+        assert not torch.equal(first[0, row], other_seed[Address(0, 0, row)]["pixel_values"])
 
 
 def test_augmentation_leaves_the_global_generator_as_it_was(split, transform):
     rows = TrainRows(split, "image", "label", transform, seed=0)
     before = torch.get_rng_state()
-    rows[0, 1]
+    rows[Address(0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -260,3 +263,94 @@ def test_a_broken_evaluation_picture_is_named_by_row_and_split(processor, stream
     split = pictures(5, row_3=b"<html>not found</html>")
     with pytest.raises(BadImageError, match=f"{place}: an HTML page"):
         list(evaluation_loader(split.to_iterable_dataset() if streamed else split, processor))
+
+
+# ---------------------------------------------------------------------------------------------- repeats
+def steps_of(batch_size: int, repeats: int, *, num_rows=50, steps=20, **options) -> list[list[Address]]:
+    return list(StepSampler(num_rows, batch_size, num_steps=steps, seed=2, repeats=repeats, **options))
+
+
+@pytest.mark.parametrize(("batch_size", "repeats"), [(8, 2), (8, 3), (12, 3), (7, 2), (6, 6), (10, 4)])
+def test_a_step_with_repeats_has_each_of_its_rows_that_often_or_once_less(batch_size, repeats):
+    for step in steps_of(batch_size, repeats):
+        counts = Counter((address.epoch, address.row) for address in step)
+        assert sum(counts.values()) == batch_size
+        assert len(counts) == -(-batch_size // repeats)
+        assert set(counts.values()) <= {repeats, repeats - 1}
+        for sample, count in counts.items():
+            assert sorted(a.copy for a in step if (a.epoch, a.row) == sample) == list(range(count))
+
+
+def test_with_repeats_rows_still_come_once_an_epoch_and_copies_stand_far_apart():
+    steps = steps_of(12, 3, num_rows=20, steps=15)  # 4 rows a step: 3 epochs of 5 steps
+    rows = [(a.epoch, a.row) for step in steps for a in step if a.copy == 0]
+    assert Counter(rows) == Counter(itertools.product(range(3), range(20)))
+    assert [a.position for step in steps for a in step] == list(range(12 * 15))
+    for step in steps:
+        assert [(a.epoch, a.row) for a in step] == [(a.epoch, a.row) for a in step[:4]] * 3
+
+
+def test_one_copy_is_the_order_without_repeats():
+    assert steps_of(8, 1) == list(StepSampler(50, 8, num_steps=20, seed=2))
+    assert {address.copy for step in steps_of(8, 1) for address in step} == {0}
+
+
+@pytest.mark.parametrize("accumulation", [2, 3, 4])
+def test_repeats_are_the_same_addresses_for_any_accumulation(accumulation):
+    parts = steps_of(12, 3, accumulation=accumulation)
+    joined = [list(itertools.chain(*parts[at : at + accumulation])) for at in range(0, len(parts), accumulation)]
+    assert joined == steps_of(12, 3)
+
+
+@pytest.mark.parametrize("first_step", [1, 7, 13])
+def test_repeats_from_a_first_step_are_the_whole_run_without_the_steps_before(first_step):
+    assert steps_of(8, 3, first_step=first_step) == steps_of(8, 3)[first_step:]
+
+
+def test_copies_of_a_row_are_augmented_each_on_its_own_and_the_first_as_without_repeats(split, transform):
+    rows = TrainRows(split, "image", "label", transform, seed=0)
+    copies = [rows[Address(0, 0, 5, copy)]["pixel_values"] for copy in range(3)]
+    assert torch.equal(copies[0], rows[Address(17, 0, 5)]["pixel_values"])
+    assert not torch.equal(copies[0], copies[1])
+    assert not torch.equal(copies[1], copies[2])
+    assert torch.equal(copies[2], rows[Address(9, 0, 5, 2)]["pixel_values"])
+
+
+def test_the_loader_hands_on_repeats_and_the_first_step(split, transform):
+    options = {**COLUMNS, "transform": transform, "batch_size": 6, "accumulation": 1, "num_steps": 6, "seed": 3}
+    whole = list(build_train_loader(split, **options, workers=0, repeats=3))
+    assert all(torch.equal(batch["rows"], batch["rows"][:2].repeat(3)) for batch in whole)
+    assert_same(list(build_train_loader(split, **options, workers=0, repeats=3, first_step=2)), whole[2:])
+
+
+# ---------------------------------------------------------------------------------------------- resuming a stream
+@pytest.mark.parametrize("first_step", [1, 5, 6, 11])
+def test_a_stream_from_a_first_step_is_the_whole_run_without_the_steps_before(split, transform, first_step):
+    options = {**COLUMNS, "transform": transform, "batch_size": 4, "accumulation": 1, "num_steps": 14, "seed": 3}
+    stream = split.to_iterable_dataset(num_shards=2)
+    whole = list(itertools.islice(build_train_loader(stream, **options, workers=0), 14))  # over two epochs of 22
+    rest = build_train_loader(stream, **options, workers=0, first_step=first_step)
+    assert_same(list(itertools.islice(rest, 14 - first_step)), whole[first_step:])
+
+
+def test_what_a_resumed_stream_passes_over_is_not_decoded(transform):
+    broken = pictures(12, **{f"row_{row}": b"broken" for row in range(12)})
+    split = TrainStream(broken.to_iterable_dataset(), "image", "label", transform, seed=3, first_position=11)
+    with pytest.raises(BadImageError, match="sample 11 of epoch 0"):
+        next(iter(split))
+
+
+# ---------------------------------------------------------------------------------------------- draws of a batch
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("first_step", [0, 2])
+def test_what_is_drawn_for_a_batch_is_drawn_from_the_positions_in_the_whole_run(split, transform, streamed, first_step):
+    def draw(positions: list[int], height: int, width: int) -> dict[str, torch.Tensor]:
+        return {"drawn": torch.tensor(positions), "sizes": torch.tensor([[height, width]] * len(positions))}
+
+    given = split.to_iterable_dataset() if streamed else split
+    options = {**COLUMNS, "transform": transform, "batch_size": 6, "accumulation": 2, "num_steps": 4, "seed": 3}
+    loader = build_train_loader(given, **options, workers=0, first_step=first_step, draw=draw)
+    batches = list(itertools.islice(loader, 2 * (4 - first_step)))
+    assert torch.cat([batch["drawn"] for batch in batches]).tolist() == list(range(6 * first_step, 24))
+    assert all(batch["sizes"].tolist() == [[8, 8]] * 3 for batch in batches)
+    assert "positions" not in batches[0]

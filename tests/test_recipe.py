@@ -147,6 +147,16 @@ def test_a_faulty_file_is_one_error_that_names_file_and_fault(tmp_path, content,
         ("trackers", "wandb", ["wandb"]),
         ("trackers", "wandb,mlflow", ["wandb", "mlflow"]),
         ("trackers", [], []),
+        ("model.freeze", "vit.*", ["vit.*"]),
+        ("model.freeze", "vit.embeddings.*,vit.layers.[01].*", ["vit.embeddings.*", "vit.layers.[01].*"]),
+        ("model.freeze", "*.bias, [!v]*.weight", ["*.bias", "[!v]*.weight"]),
+        ("model.freeze", "[!v]*.[01]", ["[!v]*.[01]"]),
+        ("model.freeze", "[vit.*, x]", ["vit.*", "x"]),
+        ("model.freeze", "[]", []),
+        ("model.freeze", "none", []),
+        ("checkpoint_minutes", "none", None),
+        ("optimization.layer_decay", "0.65", 0.65),
+        ("optimization.learning_rate_batch_size", "256", 256),
         ("model.variant", "S/16", "S/16"),
         ("model.image_size", "32", 32),
         ("model.image_size", "32,64", [32, 64]),
@@ -245,11 +255,89 @@ def test_a_field_like_no_other_points_to_the_list(digits):
         ("model.hidden_size", "65", "hidden_size 65 is not divisible by num_attention_heads"),
         ("model.hidden_size", "large", "hidden_size' expected int, got str (value: 'large')"),
         ("model.pooling", "max", "pooling is 'max'; expected one of cls, gap, map"),
+        ("model.freeze", [1, "vit.*"], "model.freeze is (1, 'vit.*'); expected tuple[str, ...]"),
+        ("model.freeze", ["vit.*", ""], "model.freeze is ('vit.*', ''); expected patterns"),
+        ("task", "detection", "task is 'detection'; expected one of classification, masked_image_modeling"),
+        ("optimization.loss", "mse", "optimization.loss is 'mse'; expected one of cross_entropy, bce"),
+        ("optimization.layer_decay", "0", "optimization.layer_decay is 0.0; expected more than 0"),
+        ("optimization.layer_decay", "1.1", "optimization.layer_decay is 1.1; expected 0 < factor <= 1"),
+        ("optimization.layer_decay", "nan", "optimization.layer_decay is nan; expected more than 0"),
+        ("optimization.learning_rate_batch_size", "0", "optimization.learning_rate_batch_size is 0; expected more"),
+        ("optimization.warmup_learning_rate", "-1", "optimization.warmup_learning_rate is -1.0; expected 0 or more"),
+        (
+            "optimization.warmup_learning_rate",
+            "1",
+            "optimization.warmup_learning_rate is 1.0; expected at most the peak",
+        ),
+        ("optimization.min_learning_rate", "1", "optimization.min_learning_rate is 1.0; expected at most the peak"),
+        ("checkpoint_minutes", "0", "checkpoint_minutes is 0.0; expected more than 0"),
+        ("checkpoint_steps", "0", "checkpoint_steps is 0; expected more than 0"),
+        ("checkpoint_limit", "0", "checkpoint_limit is 0; expected more than 0"),
+        ("hang_timeout_minutes", "-1", "hang_timeout_minutes is -1.0; expected more than 0"),
+        ("augmentation.repeats", "0", "augmentation.repeats is 0; expected 1 or more"),
+        ("augmentation.crop", "random", "augmentation.resize is None and augmentation.crop 'random'; expected a size"),
+        ("augmentation.resize", "20", "augmentation.resize is (20,); expected"),
     ],
 )
 def test_a_wrong_value_names_field_value_and_expectation(digits, name, value, expected):
     with pytest.raises(ValueError, match=re.escape(expected)):
         digits.override({name: value})
+
+
+def test_the_ends_of_the_learning_rate_are_held_against_the_scaled_peak(digits):
+    scaled = {"optimization.learning_rate": 1e-3, "optimization.learning_rate_batch_size": 16}  # batch 64
+    assert digits.override({**scaled, "optimization.min_learning_rate": 4e-3}).optimization.peak_learning_rate == 4e-3
+    with pytest.raises(ValueError, match=r"warmup_learning_rate is 0\.005; expected at most the peak, 0\.004, .* 16\)"):
+        digits.override({**scaled, "optimization.warmup_learning_rate": 5e-3})
+
+
+@pytest.mark.parametrize("field", ["mixup_alpha", "cutmix_alpha"])
+def test_mixing_needs_an_even_batch(digits, field):
+    words = {f"augmentation.{field}": 0.5}
+    assert digits.override({**words, "optimization.batch_size": 6})
+    with pytest.raises(ValueError, match=r"batch_size is 7; expected an even number, because mixup and CutMix pair"):
+        digits.override({**words, "optimization.batch_size": 7})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("augmentation.mixup_alpha", 0.2),
+        ("augmentation.cutmix_alpha", 1.0),
+        ("optimization.label_smoothing", 0.1),
+        ("optimization.loss", "bce"),
+    ],
+)
+def test_pre_training_without_labels_refuses_what_is_about_labels(name, value):
+    masked = get_recipe("simmim_pretrain")
+    with pytest.raises(ValueError, match=rf"{name} is {value!r}; expected .* with task masked_image_modeling"):
+        masked.override({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "other"),
+    [
+        ("augmentation.mask_patch_size", 24, "patch"),
+        ("augmentation.mask_patch_size", 48, "image"),
+        ("model.image_size", 240, "image"),
+    ],
+)
+def test_hidden_squares_are_whole_patches_and_fill_the_picture(name, value, other):
+    masked = get_recipe("simmim_pretrain")
+    with pytest.raises(
+        ValueError, match=rf"mask_patch_size is \d+; expected a multiple .*model\.{other}_size does not fit"
+    ):
+        masked.override({name: value})
+    assert get_recipe("deit").override({"augmentation.mask_patch_size": 24})  # nothing is hidden there
+
+
+def test_a_start_replaces_the_network_of_a_recipe_from_scratch_and_not_the_wishes_of_a_fine_tuning_one():
+    scratch = get_recipe("deit").override({"model.init_from": "x", "model.freeze": "vit.*"})
+    assert scratch.model == ModelFields(init_from="x", config={"drop_path_rate": 0.1}, freeze=("vit.*",))
+    tuning = get_recipe("mae_finetune")
+    assert tuning.override({"model.init_from": "x"}).model == dataclasses.replace(tuning.model, init_from="x")
+    again = tuning.override({"model.init_from": "x"}).override({"model.init_from": "y"})
+    assert again.model == dataclasses.replace(tuning.model, init_from="y")
 
 
 def test_a_section_of_another_kind_is_an_error():

@@ -3,9 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from vit_hf import Recipe, VitHfForImageClassification, VitHfImageProcessor, get
 from vit_hf.data.images import read_image
 from vit_hf.data.sources import load_source
 from vit_hf.evaluation.run import evaluate
+from vit_hf.training.checkpoint import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -79,7 +77,7 @@ def test_without_an_output_all_files_lie_in_the_numbered_run_folder(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     for name in ("digits", "digits-2"):
         assert train(small(trackers=["tensorboard"]), quiet=True).output.name == name
-        assert any((tmp_path / "runs" / name / "tensorboard").glob("events.out.tfevents.*"))
+        assert any((tmp_path / "runs" / name / "tensorboard" / "digits").glob("events.out.tfevents.*"))
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
@@ -257,26 +255,6 @@ def test_fine_tuning_starts_from_a_model_with_a_new_head_and_another_image_size(
     assert size == {"height": 16, "width": 8}
 
 
-def test_two_cpu_processes_by_accelerate_launch_score_each_picture_once_and_agree_with_one(tmp_path):
-    recipe = small(keep="last", trackers=["tensorboard"])
-    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    one = train(recipe, output=tmp_path / "one", quiet=True)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += [str(ROOT / "scripts" / "finetune_accelerate.py"), str(tmp_path / "recipe.yaml")]
-    command += ["--output", str(tmp_path / "two")]
-    # "--multi_gpu" is how accelerate launch is told to start several processes, on the CPU too
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = json.loads((tmp_path / "two" / "results.json").read_text())
-    assert two["processes"] == 2
-    assert two["n"] == one.results["n"] == 50
-    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    difference = sum((a[k] - b[k]).abs().sum() for k in a) / sum(v.numel() for v in a.values())
-    assert difference < 1e-5  # as for accumulation above
-
-
 # ------------------------------------------------------------------------------------------- how it fails
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(tmp_path):
     recipe = small(
@@ -288,7 +266,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(tmp
         optimization__ema_decay=None,
         evaluate_every=100.0,
     )
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+ .* training rows \d+, \d+"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+, process 0, training rows \d+, \d+"):
         train(recipe, output=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
@@ -309,10 +287,11 @@ def test_an_output_that_holds_something_is_refused_and_left_alone(tmp_path):
 def test_a_saved_model_that_does_not_repeat_its_record_is_an_error(tmp_path, monkeypatch):
     from vit_hf.training import loop
 
-    def other_weights(path):
-        return {name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}
+    def other_weights(folder):
+        saved, moving = read_weights(folder)
+        return {name: torch.zeros_like(tensor) for name, tensor in saved.items()}, moving
 
-    monkeypatch.setattr(loop, "load_file", other_weights)
+    monkeypatch.setattr(loop, "read_weights", other_weights)
     recipe = small(keep="best", optimization__max_steps=40, optimization__learning_rate=5e-3, evaluate_every=20.0)
     with pytest.raises(RuntimeError, match="its record says"):
         train(recipe, output=tmp_path / "run", quiet=True)
@@ -360,3 +339,63 @@ def test_cifar100_images_train_and_all_test_images_are_scored_once(shared_data, 
     assert result.results["n"] == 10_000
     names = yaml.safe_load((tmp_path / "run" / "config.json").read_text())["id2label"]
     assert (names["0"], names["99"]) == ("apple", "worm")
+
+
+# ------------------------------------------------------------------------------------------- beginning and going on
+WITHOUT_CHECKPOINTS = {
+    "checkpoint_minutes": None,
+    "checkpoint_steps": None,
+    "keep": "last",
+    "optimization__max_steps": 2,
+}
+
+
+def test_going_on_in_a_new_folder_begins_there(tmp_path):
+    results = train(small(**WITHOUT_CHECKPOINTS), output=tmp_path / "run", resume="auto", quiet=True)
+    assert not results.was_finished
+    assert "resumed" not in json.loads((tmp_path / "run" / "run.json").read_text())
+
+
+@pytest.mark.parametrize("changes", [{}, {"seed": 5}], ids=["same", "other seed"])
+def test_a_finished_run_without_checkpoints_is_not_trained_over(tmp_path, changes):
+    train(small(**WITHOUT_CHECKPOINTS), output=tmp_path / "run", quiet=True)
+    before = weights(tmp_path / "run"), (tmp_path / "run" / "results.json").read_text()
+    recipe = small(**WITHOUT_CHECKPOINTS, **changes)
+    if changes:
+        with pytest.raises(ValueError, match="belongs to another run: seed was 0 and is 5"):
+            train(recipe, output=tmp_path / "run", resume="auto", quiet=True)
+    else:
+        assert train(recipe, output=tmp_path / "run", resume="auto", quiet=True).was_finished
+    assert (weights(tmp_path / "run"), (tmp_path / "run" / "results.json").read_text()) == before
+
+
+def test_going_on_in_a_folder_that_is_not_of_a_run_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(FileExistsError, match="is no run folder"):
+        train(small(**WITHOUT_CHECKPOINTS), output=tmp_path, resume="auto", quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {
+                "task": "masked_image_modeling",
+                "optimization__label_smoothing": 0.0,
+                "augmentation__mask_patch_size": 12,
+            },
+            "mask_patch_size is 12; expected",
+        ),
+        ({"augmentation__mixup_alpha": 0.5, "optimization__batch_size": 7}, "take pictures in pairs|an even"),
+        (
+            {"augmentation__cutmix_alpha": 0.5, "optimization__max_device_batch_size": 1},
+            "max_device_batch_size is 1; expected 2 or more",
+        ),
+    ],
+)
+def test_masks_and_pairs_that_do_not_fit_are_refused_before_a_file_is_written(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(small(keep="last", **changes), output=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()

@@ -1,11 +1,17 @@
 """Transforms: with nothing on, training sees what evaluation sees; each augmentation does what its field says."""
 
+import random
+from collections import Counter
+
+import numpy as np
 import PIL.Image
 import pytest
 import torch
+from timm.data import auto_augment
+from torchvision.transforms import v2
 
 from vit_hf import VitHfImageProcessor
-from vit_hf.data.transforms import Augmentation, TrainTransform, build_mixing
+from vit_hf.data.transforms import Augmentation, RandAugment, TrainTransform
 
 
 def noise(height: int, width: int, mode: str = "RGB") -> PIL.Image.Image:
@@ -147,51 +153,136 @@ def test_randaugment_varies_the_picture_and_its_strength_counts():
     assert change(30) > change(5) > 0
 
 
-# ---------------------------------------------------------------------------------------------- mixing
-@pytest.mark.parametrize(
-    "fields", [{"mixup_alpha": 0.8}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 0.8, "cutmix_alpha": 1}]
-)
-def test_mixed_labels_are_probabilities_of_the_classes_in_the_pair(fields):
-    mixing = build_mixing(Augmentation(**fields), num_classes=5)
-    pixels, labels = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 4, 0])
-    for _ in range(20):
-        mixed, probabilities = mixing(pixels, labels)
-        assert mixed.shape == pixels.shape
-        assert probabilities.shape == (6, 5)
-        assert probabilities.dtype == torch.float32
-        assert probabilities.min() >= 0
-        torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(6))
-        partner = labels.roll(1)
-        others = probabilities.scatter(1, torch.stack([labels, partner], dim=1), 0.0)
-        assert others.abs().max() == 0
+def test_random_crops_reach_every_place_of_the_resized_picture_equally():
+    augmentation = Augmentation(crop="random", resize=(8, 11))
+    pixels = draws(TrainTransform(augmentation, plain(6, 8, resample=0)), gradient(16, 22), 2400)
+    corners = pixels[:, :2, 0, 0].int() // 2  # the picture is halved: nearest pixels are 2 apart
+    found, counts = corners.unique(dim=0, return_counts=True)
+    assert found.tolist() == [[row, column] for row in range(1, 4) for column in range(1, 5)]
+    assert counts.min() > 132  # of 200 on average; five standard deviations
 
 
-def test_mixup_mixes_pixels_by_the_share_in_the_labels():
-    mixing = build_mixing(Augmentation(mixup_alpha=1.0), num_classes=4)
-    pixels, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
-    mixed, probabilities = mixing(pixels, labels)
-    share = probabilities[torch.arange(4), labels].view(-1, 1, 1, 1)
-    torch.testing.assert_close(mixed, share * pixels + (1 - share) * pixels.roll(1, 0))
+def test_a_random_crop_resizes_as_the_image_processor():
+    image, size = noise(50, 37), {"height": 32, "width": 24}
+    for resample in (2, 3):
+        found = TrainTransform(Augmentation(crop="random", resize=(32, 24)), plain(32, 24, resample=resample))(image)
+        expected = VitHfImageProcessor(size=size, resample=resample, do_rescale=False, do_normalize=False)
+        expected = expected(image, return_tensors="pt")["pixel_values"][0].float()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1.01)  # rounded to 8 bits by Pillow or by torchvision
 
 
-def test_cutmix_shares_labels_by_the_area_that_is_pasted():
-    mixing = build_mixing(Augmentation(cutmix_alpha=1.0), num_classes=4)
-    pixels, labels = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16), torch.arange(4)
-    for _ in range(10):
-        mixed, probabilities = mixing(pixels.clone(), labels)
-        kept = (mixed == pixels).float().mean(dim=(1, 2, 3))
-        torch.testing.assert_close(probabilities[torch.arange(4), labels], kept)
+def test_a_random_crop_larger_than_the_resized_picture_is_an_error():
+    with pytest.raises(ValueError, match=r"augmentation\.resize is \(32, 20\); expected at least the 32x24 pixels"):
+        TrainTransform(Augmentation(crop="random", resize=(32, 20)), plain(32, 24))
 
 
-def test_with_both_alphas_each_batch_draws_one_of_the_two():
-    mixing = build_mixing(Augmentation(mixup_alpha=1.0, cutmix_alpha=1.0), num_classes=2)
-    pixels = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, 8, 8)
-    blended = [bool(((out := mixing(pixels, torch.arange(2))[0]) > 0).any() and (out % 1 > 0).any()) for _ in range(60)]
-    assert 10 < sum(blended) < 50
+def test_randaugment_of_fixed_strength_is_torchvisions():
+    image = noise(24, 24)
+    reference = v2.RandAugment(2, 21, fill=[128] * 3)
+    for seed in range(40):
+        torch.manual_seed(seed)
+        expected = np.asarray(reference(image))
+        torch.manual_seed(seed)
+        assert np.array_equal(np.asarray(RandAugment(2, 21, std=0.0, probability=1.0)(image)), expected)
 
 
-def test_no_mixing_without_an_alpha():
-    assert build_mixing(Augmentation(), num_classes=3) is None
+def levels(count: int, **options) -> list[int]:
+    """Return the strengths of all operations that a RandAugment of one operation carries out."""
+    transform, found = RandAugment(1, **options), []
+    for level, operation in enumerate(transform.at):
+        operation.register_forward_hook(lambda *_, level=level: found.append(level))
+    image = PIL.Image.new("RGB", (4, 4))
+    for _ in range(count):
+        transform(image)
+    return found
+
+
+def test_the_strength_of_randaugment_is_normal_and_clipped():
+    found = torch.tensor(levels(1500, magnitude=15, std=2.0, probability=1.0)).double()
+    assert abs(found.mean() - 15) < 5 * 2 / 1500**0.5
+    assert abs(found.std() - (2.0**2 + 1 / 12) ** 0.5) < 5 * 2.02 / (2 * 1500) ** 0.5  # 1/12: whole levels
+    clipped = Counter(levels(1500, magnitude=29, std=3.0, probability=1.0))
+    assert max(clipped) == 30
+    assert abs(clipped[30] / 1500 - 0.434) < 0.064  # the share beyond 29.5; five standard deviations
+    assert min(levels(300, magnitude=0, std=3.0, probability=1.0)) == 0
+
+
+def test_operations_of_randaugment_are_left_out_with_their_probability():
+    assert abs(len(levels(2000, magnitude=9, std=0.0, probability=0.3)) / 2000 - 0.3) < 0.051  # five std. deviations
+    assert levels(50, magnitude=9, std=0.0, probability=0.0) == []
+
+
+def test_a_level_of_timm_is_three_of_torchvision():
+    """The strengths that can be read off both libraries: timm's at level 9 are torchvision's at 27."""
+    space = v2.RandAugment._AUGMENTATION_SPACE
+
+    def ours(name: str) -> float:
+        return float(space[name][0](31, 224, 224)[27])
+
+    timm_level = 9.0
+    shear, rotation = (abs(auto_augment.LEVEL_TO_ARG[name](timm_level, {})[0]) for name in ("ShearX", "Rotate"))
+    assert ours("ShearX") == ours("ShearY") == pytest.approx(shear)
+    assert ours("Rotate") == pytest.approx(rotation)
+    for name in ("Color", "Contrast", "Brightness", "Sharpness"):
+        factor = auto_augment.LEVEL_TO_ARG[f"{name}Increasing"](timm_level, {})[0]
+        assert ours(name) == pytest.approx(abs(factor - 1))
+    threshold = auto_augment.LEVEL_TO_ARG["SolarizeIncreasing"](timm_level, {})[0]
+    assert abs(ours("Solarize") * 255 - threshold) < 1
+
+
+def test_three_augment_draws_greyscale_solarisation_and_blur_equally():
+    image = noise(24, 24)
+    still = TrainTransform(Augmentation(), plain(24, 24))(image)
+    pixels = draws(TrainTransform(Augmentation(three_augment=True), plain(24, 24)), image, 600)
+    grey = (pixels[:, :1] == pixels).flatten(1).all(dim=1)
+    inverted = (pixels == torch.where(still < 128, still, 255 - still)).flatten(1).all(dim=1)
+    blurred = ~grey & ~inverted
+    luma = (still * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(dim=0)
+    torch.testing.assert_close(pixels[grey][0, 0], luma, rtol=0, atol=1.01)  # rounded to 8 bits
+    for kind in (grey, inverted, blurred):
+        assert abs(int(kind.sum()) - 200) < 58  # five standard deviations
+    spread = pixels[blurred].std(dim=(1, 2, 3))
+    assert spread.max() <= still.std() * 1.01
+    assert spread.min() < still.std() / 3  # a blur of 2 pixels leaves a seventh of white noise
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 9)])
+def test_three_augment_takes_the_smallest_pictures(size):
+    pixels = draws(TrainTransform(Augmentation(three_augment=True), plain(*size)), noise(*size), 20)
+    assert pixels.shape == (20, 3, *size)
+
+
+def test_colour_jitter_keeps_within_its_share():
+    image = PIL.Image.new("RGB", (4, 4), (100, 100, 100))  # one grey: neither contrast nor saturation can change it
+    pixels = draws(TrainTransform(Augmentation(color_jitter=0.3), plain(4, 4)), image, 400)
+    assert pixels.min() >= 69
+    assert pixels.max() <= 131
+    assert pixels.min() < 72
+    assert pixels.max() > 128
+
+
+def test_what_is_erased_becomes_normal_noise_of_the_normalised_pixels():
+    processor = VitHfImageProcessor(size={"height": 32, "width": 32})
+    image = PIL.Image.new("RGB", (32, 32), "white")  # 1.0 after normalisation
+    pixels = draws(TrainTransform(Augmentation(erasing=1.0), processor), image, 50)
+    noise_values = pixels[pixels != 1.0]
+    assert len(noise_values) > 5000
+    assert abs(noise_values.mean()) < 5 / len(noise_values) ** 0.5
+    assert abs(noise_values.std() - 1) < 5 / (2 * len(noise_values)) ** 0.5
+
+
+def test_all_randomness_comes_from_torchs_generator():
+    fields = {"crop": "random", "resize": (20, 20), "flip": True, "randaugment_ops": 2, "randaugment_std": 3.0}
+    everything = Augmentation(
+        **fields, randaugment_probability=0.5, three_augment=True, color_jitter=0.3, erasing=0.5, rotation=5.0
+    )
+    transform, image, found = TrainTransform(everything, plain(16, 16)), noise(30, 30), []
+    for other in (0, 1):
+        random.seed(other)
+        np.random.seed(other)
+        torch.manual_seed(7)
+        found.append(draws(transform, image, 10))
+    assert torch.equal(*found)
 
 
 # ---------------------------------------------------------------------------------------------- checks
@@ -213,8 +304,22 @@ def test_no_mixing_without_an_alpha():
         ("erasing", 1.5, r"expected a probability in \[0, 1\]"),
         ("mixup_alpha", -0.1, "expected 0 or more"),
         ("cutmix_alpha", float("nan"), "expected 0 or more"),
+        ("randaugment_std", -1.0, "expected 0 or more"),
+        ("randaugment_std", float("inf"), "expected 0 or more"),
+        ("randaugment_probability", 1.1, r"expected a probability in \[0, 1\]"),
+        ("repeats", 0, "expected 1 or more"),
+        ("resize", (20, 20), "augmentation.crop 'none'; expected a size .* with crop \"random\""),
+        ("mask_ratio", 1.0, "expected 0 < share < 1"),
+        ("mask_patch_size", 0, "expected 1 or more"),
     ],
 )
 def test_an_impossible_value_names_field_and_expectation(field, value, expected):
     with pytest.raises(ValueError, match=rf"augmentation\.{field} is .*{expected}"):
         Augmentation(**{field: value})
+
+
+def test_a_random_crop_needs_a_size_of_whole_pixels():
+    with pytest.raises(ValueError, match=r"augmentation\.resize is None and augmentation\.crop 'random'; expected a"):
+        Augmentation(crop="random")
+    with pytest.raises(ValueError, match=r"augmentation\.resize is \(20, 0\); expected two sizes of 1 pixel or more"):
+        Augmentation(crop="random", resize=(20, 0))

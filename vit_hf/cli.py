@@ -80,6 +80,22 @@ def build_parser() -> argparse.ArgumentParser:
     prove.add_argument("--steps", type=_positive, default=12, metavar="N", help="of the run (default: 12)")
     prove.add_argument("--interruptions", type=_positive, default=3, metavar="N", help="default: 3")
 
+    plan = add(
+        "plan",
+        _plan,
+        "Say before a run what it will cost: steps, FLOPs, memory, disk, and the time by timing a few real steps.",
+        takes_fields=True,
+        epilog="Fields of the recipe can be set as for `vit-hf train`.",
+    )
+    plan.add_argument("recipe", metavar="RECIPE", help="name (see `vit-hf recipes`) or YAML file")
+    plan.add_argument("--data", metavar="SOURCE", help="folder, Parquet, CIFAR archive, Hub id, or digits")
+    plan.add_argument("--seed", metavar="N", help="of weights, order, augmentation and dropout")
+    plan.add_argument("--max-steps", metavar="N", help="stop after this many optimiser steps")
+    plan.add_argument("--processes", type=_positive, default=1, metavar="N", help="that would train (default: 1)")
+    plan.add_argument("--images", type=_positive, metavar="N", help="training pictures of data that is not at hand")
+    plan.add_argument("--classes", type=_positive, metavar="K", help="its classes; steps are timed on random pictures")
+    plan.add_argument("--no-timing", action="store_true", help="time no steps")
+
     evaluate = add("evaluate", _evaluate, "Score a model on a split, every picture once.")
     evaluate.add_argument("model", metavar="MODEL", help="model folder or Hub id")
     evaluate.add_argument("--data", metavar="SOURCE", help="data to score (default: what a run folder was trained on)")
@@ -227,6 +243,28 @@ def _next_commands(folder: Path, *, is_classifier: bool) -> list[str]:
     ]
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .training.plan import plan_run, render
+    from .training.recipes import get_recipe
+
+    recipe = get_recipe(options.recipe).override(_read_overrides(options.overrides))
+    short = {"data.source": options.data, "seed": options.seed, "optimization.max_steps": options.max_steps}
+    recipe = recipe.override({name: value for name, value in short.items() if value is not None})
+    console = Console()
+    with console.status("counting" if options.no_timing else "counting, and timing a few steps"):
+        plan = plan_run(
+            recipe,
+            processes=options.processes,
+            images=options.images,
+            classes=options.classes,
+            timing=not options.no_timing,
+        )
+    console.print(render(plan))
+    return 0
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
@@ -296,7 +334,7 @@ def _recipes(options: argparse.Namespace) -> int:
         print(get_recipe(options.name).to_yaml(), end="")
         return 0
     for name, recipe in RECIPES.items():
-        print(f"{name:<18} {(recipe.__doc__ or '').splitlines()[0]}")
+        print(f"{name:<22} {(recipe.__doc__ or '').splitlines()[0]}")
     print("\n`vit-hf recipes NAME` prints one whole; `vit-hf train NAME` runs it.")
     return 0
 

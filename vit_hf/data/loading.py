@@ -9,6 +9,7 @@ number of processes.
 """
 
 import hashlib
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -227,6 +228,15 @@ class EvaluationCollator:
         return {"pixel_values": pixels, **numbers}
 
 
+def _outlive_requests(worker: int) -> None:
+    """Keep loader processes alive when a whole process group gets Ctrl-C or SIGTERM: training goes on to its next step.
+
+    A second SIGTERM ends them, such as that of a loader which shuts down.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+
+
 def build_train_loader(
     split: Dataset | IterableDataset,
     *,
@@ -263,7 +273,13 @@ def build_train_loader(
     )
     rows = TrainRows(split, image_column, label_column, transform, seed)
     options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin}
-    return DataLoader(rows, batch_sampler=sampler, collate_fn=collate, **options)
+    return DataLoader(
+        rows,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        worker_init_fn=_outlive_requests if workers else None,
+        **options,
+    )
 
 
 def build_evaluation_loader(
@@ -284,4 +300,11 @@ def build_evaluation_loader(
         dataset = EvaluationRows(split, image_column, label_column, name)
     collate = EvaluationCollator(processor)
     pin = torch.cuda.is_available()
-    return DataLoader(dataset, batch_size=batch_size, collate_fn=collate, num_workers=workers, pin_memory=pin)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_outlive_requests if workers else None,
+    )

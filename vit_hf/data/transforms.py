@@ -143,13 +143,15 @@ class RandAugment(torch.nn.Module):
         return image
 
 
-def three_augment() -> v2.RandomChoice:
+def three_augment(size: tuple[int, int]) -> v2.RandomChoice:
     """Return DeiT III's choice of greyscale, solarisation and Gaussian blur, one for each picture, each as likely.
 
     Strengths are those of facebookresearch/deit `augment.py`: pixels from 128 on are inverted, the blur's standard
-    deviation is uniform in 0.1 to 2 pixels. The kernel of 17 pixels reaches four of these at least.
+    deviation is uniform in 0.1 to 2 pixels. Its kernel reaches four of the largest, as far as a picture of that size
+    (height, width) allows.
     """
-    return v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), v2.GaussianBlur(17, (0.1, 2.0))])
+    reach = min(17, 2 * min(size) - 1)
+    return v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), v2.GaussianBlur(reach, (0.1, 2.0))])
 
 
 class TrainTransform:
@@ -183,7 +185,7 @@ class TrainTransform:
             names = ("ops", "magnitude", "std", "probability")
             steps.append(RandAugment(*(getattr(augmentation, f"randaugment_{name}") for name in names)))
         if augmentation.three_augment:
-            steps.append(three_augment())
+            steps.append(three_augment(size))
         if augmentation.color_jitter:
             steps.append(v2.ColorJitter(*[augmentation.color_jitter] * 3))
         self.geometry_and_colour = v2.Compose([*steps, v2.PILToTensor()])

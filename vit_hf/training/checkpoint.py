@@ -19,6 +19,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .recipe import Recipe
@@ -75,6 +76,9 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tup
         Tensors by "parameter/key", whole and on the CPU (sharded ones are gathered: call it on all processes), and
         the groups with parameter names for parameters, plain values only.
     """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # after an evaluation the last ones are still whole, and not the optimiser's
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tensors = {}
     for parameter, state in optimizer.state.items():
@@ -268,7 +272,9 @@ def _check_run_folder(path: Path) -> None:
     """Raise FileExistsError when a folder holds something, and no run."""
     names = {inner.name for inner in path.iterdir()} if path.is_dir() else set()
     if names - {"checkpoints"} and "recipe.yaml" not in names:
-        raise FileExistsError(f"{path} holds something that is no run (no recipe.yaml); choose another --output")
+        raise FileExistsError(
+            f"{path} is no run folder (it holds something, and no recipe.yaml); give one, or a new folder"
+        )
 
 
 def check_same_run(state: Mapping[str, Any], recipe: Recipe, data: Mapping[str, Any], where: Path) -> None:

@@ -103,7 +103,6 @@ def _check_masked(recipe: "Recipe") -> None:
     """Pre-training has no labels: what is about labels must be off."""
     optimization, augmentation = recipe.optimization, recipe.augmentation
     for name, value, off in (
-        ("keep", recipe.keep, "last"),
         ("augmentation.mixup_alpha", augmentation.mixup_alpha, 0.0),
         ("augmentation.cutmix_alpha", augmentation.cutmix_alpha, 0.0),
         ("optimization.label_smoothing", optimization.label_smoothing, 0.0),

@@ -29,8 +29,12 @@ def parse(value: Any, annotation: Any, name: str) -> Any:
 
 def _read_word(word: str, kinds: tuple, name: str, annotation: Any) -> Any:
     """Read numbers (1e-3 too), true/false, none, and lists with or without brackets."""
-    if word.lower() in ("none", "null", "") and (type(None) in kinds or annotation == tuple[str, ...]):
-        return None if type(None) in kinds else ()
+    nothing = word.lower() in ("none", "null", "")
+    if annotation == tuple[str, ...]:  # brackets and stars may be part of a word: a shell pattern
+        bare = word[1:-1] if word[:1] + word[-1:] == "[]" and not set(word[1:-1]) & set("[]") else word
+        return [] if nothing or not bare.strip() else [part.strip() for part in bare.split(",")]
+    if nothing and type(None) in kinds:
+        return None
     for kind in (int, float):
         if kind in kinds:
             with contextlib.suppress(ValueError):

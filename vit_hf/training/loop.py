@@ -6,6 +6,7 @@ mixing as in `vit_hf.data.mixing`, dropout and drop path as in `vit_hf.training.
 any step and resumed ends with the same weights, bit for bit, as one that was not.
 """
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def _train(run: Session) -> None:
     run.model.train()
     batches = iter(run.loader)
     seconds, images = 0.0, 0  # of the steps since the last evaluation
-    with run.stop, run.watch:
+    with run.stop, run.watch, contextlib.closing(batches):  # closing ends the loader processes
         if not run.evaluated:  # stopped before this evaluation was done
             _evaluate(run, speed=None)
         while run.step < run.plan.total_steps:
@@ -189,7 +190,7 @@ def _evaluation_goes_on(run: Session, count: int) -> None:
 
 def _stop(run: Session) -> None:
     """Save, and end as asked."""
-    raise TrainingInterrupted(run.path, run.step, run.save() if run.step else None)
+    raise TrainingInterrupted(run.path, run.step, run.save())
 
 
 def _finish(run: Session) -> TrainResult:

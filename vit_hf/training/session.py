@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
@@ -33,11 +33,21 @@ from .checkpoint import (
     step_folder,
     write_training_state,
 )
+from .fit import fit_device_batch
 from .interruption import HangWatch, StopRequest
-from .optim import build_average, build_optimizer, build_schedule, plan_steps
+from .optim import build_average, build_optimizer, build_schedule
 from .progress import RunDisplay
 from .recipe import Recipe
-from .setup import build_model, check_launch, describe_run, enable_checkpointing, restore_model
+from .setup import (
+    build_model,
+    check_choice,
+    check_launch,
+    describe_run,
+    enable_checkpointing,
+    plan_for,
+    restore_model,
+    set_up_deepspeed,
+)
 from .state import RunFolder
 from .step import Stepper
 from .tasks import TASKS, Task
@@ -81,16 +91,9 @@ class Session:
         """Make all objects; what can be wrong comes first. Returns the results if the run to resume is finished."""
         recipe, accelerator = self.recipe, self.accelerator
         pictures = self.pictures = open_pictures(recipe.data)
-        if recipe.keep == "best" and pictures.validation is None:
-            raise ValueError(
-                "keep is 'best' but no pictures are held out to choose by, and choosing on the test split would "
-                "flatter the result; set data.validation_fraction (such as 0.1), or keep 'last'"
-            )
-        plan = self.plan = plan_steps(
-            recipe.optimization,
-            num_images=num_rows(pictures.train),
-            num_processes=accelerator.num_processes,
-            even=bool(recipe.augmentation.mixup_alpha or recipe.augmentation.cutmix_alpha),
+        check_choice(recipe, pictures)
+        plan = self.plan = plan_for(
+            recipe, num_images=num_rows(pictures.train), num_processes=accelerator.num_processes
         )
         self.display = RunDisplay(plan.total_steps, enabled=accelerator.is_main_process and not self.quiet)
         record = describe_run(recipe, pictures, accelerator)
@@ -113,6 +116,10 @@ class Session:
             return self._write_records(record, state)
 
         self.record = self._on_main(open_folder)
+        if accelerator.distributed_type == DistributedType.MULTI_GPU:
+            image_chw = (model.config.num_channels, *self.processor.image_hw)
+            network = model.to(accelerator.device)
+            plan = self.plan = fit_device_batch(network, self.task, plan, accelerator, image_chw=image_chw)
         # ------------------------------------------------------------------------------ what moves
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.average: AveragedModel | None = None
@@ -134,6 +141,9 @@ class Session:
             repeats=recipe.augmentation.repeats,
             draw=self.task.draw,
         )
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            set_up_deepspeed(recipe, plan, accelerator)
+        self.model_class, self.config = type(model), model.config  # FSDP makes a class of its own
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.loader = accelerator.prepare_data_loader(loader, device_placement=False)  # the step moves each piece
         if checkpoint is not None and state is not None:
@@ -252,12 +262,15 @@ class Session:
 
     def save_model(self, path: Path, weights: dict[str, torch.Tensor]) -> None:
         """Write weights, config, code and image processor into a folder."""
-        network = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        with torch.device("meta"):
+            network = self.model_class(self.config)
         network.save_pretrained(path, state_dict=weights)
         self.processor.save_pretrained(path)
 
-    def save(self) -> Path:
-        """Publish a checkpoint of this step, then remove those that are no longer wanted."""
+    def save(self) -> Path | None:
+        """Publish a checkpoint of this step, then remove those that are no longer wanted; None if there can be none."""
+        if not self.step or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return None
         inner = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         tensors, groups = optimizer_tensors(inner, self.optimizer.optimizer)
         weights = self.weights()

@@ -21,7 +21,8 @@ from ..image_processing_vit_hf import VitHfImageProcessor
 from ..modeling_vit_hf import VitHfPreTrainedModel
 from ..variants import variant
 from .checkpoint import read_weights
-from .optim import freeze_parameters
+from .head import HEAD_FIELDS, replace_head
+from .optim import StepPlan, freeze_parameters, plan_steps
 from .recipe import Recipe
 from .tasks import TASKS
 
@@ -35,6 +36,7 @@ def build_model(recipe: Recipe, id2label: dict[int, str]) -> tuple[VitHfPreTrain
         ValueError: the recipe names no network, or one to start from for a task that has none; a pattern of
             `model.freeze` fits no parameter.
     """
+    torch.manual_seed(seed_from("weights", recipe.seed))
     network, processor = _build_network(recipe, id2label)
     if recipe.model.freeze:
         freeze_parameters(network, recipe.model.freeze)
@@ -51,12 +53,14 @@ def _build_network(recipe: Recipe, id2label: dict[int, str]) -> tuple[VitHfPreTr
     if model.init_from is not None:
         if recipe.task != "classification":
             raise ValueError(f"model.init_from is {model.init_from!r}; {recipe.task} starts from a model.variant only")
-        network, processor = load_model(model.init_from, **model.config)
+        head = {name: value for name, value in model.config.items() if name in HEAD_FIELDS}
+        rest = {name: value for name, value in model.config.items() if name not in HEAD_FIELDS}
+        network, processor = load_model(model.init_from, **rest)
+        network = replace_head(network, head)
         if network.config.id2label != id2label:
             network.set_labels(id2label)
         processor.set_image_size(*network.config.image_hw)
         return network, processor
-    torch.manual_seed(seed_from("weights", recipe.seed))
     new = TASKS[recipe.task].model_class(variant(str(model.variant), id2label=id2label, **model.config))
     height, width = new.config.image_hw
     return new, VitHfImageProcessor(size={"height": height, "width": width})
@@ -65,7 +69,6 @@ def _build_network(recipe: Recipe, id2label: dict[int, str]) -> tuple[VitHfPreTr
 def restore_model(recipe: Recipe, checkpoint: Path) -> tuple[VitHfPreTrainedModel, VitHfImageProcessor]:
     """Make the network of a checkpoint with the weights that move, and its image processor."""
     weights, _ = read_weights(checkpoint)
-    torch.manual_seed(seed_from("weights", recipe.seed))
     network = TASKS[recipe.task].model_class(VitHfConfig.from_pretrained(checkpoint))
     network.load_state_dict(weights)  # strict: each tensor, and no other
     if recipe.model.freeze:
@@ -77,6 +80,21 @@ def enable_checkpointing(network: VitHfPreTrainedModel) -> None:
     """Turn on gradient checkpointing, by the name that the installed transformers has for it."""
     enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+
+
+def plan_for(recipe: Recipe, *, num_images: int | None, num_processes: int) -> StepPlan:
+    """Return the steps of a recipe; as `plan_steps`, which knows nothing of mixing."""
+    even = bool(recipe.augmentation.mixup_alpha or recipe.augmentation.cutmix_alpha)
+    return plan_steps(recipe.optimization, num_images=num_images, num_processes=num_processes, even=even)
+
+
+def check_choice(recipe: Recipe, pictures: Pictures) -> None:
+    """Raise ValueError when the best weights are to be kept and there is nothing to choose them by."""
+    if recipe.keep == "best" and pictures.validation is None:
+        raise ValueError(
+            "keep is 'best' but no pictures are held out to choose by, and choosing on the test split would flatter "
+            "the result; set data.validation_fraction (such as 0.1), or keep 'last'"
+        )
 
 
 def check_launch(recipe: Recipe, accelerator: Accelerator) -> None:
@@ -93,15 +111,29 @@ def check_launch(recipe: Recipe, accelerator: Accelerator) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not fsdp:
         raise ValueError(
             f"FSDP was asked for, but Accelerate runs {accelerator.distributed_type.value}: it shards on several GPUs "
-            "only; use scripts/accelerate/ddp.yaml"
+            "only; use scripts/launch/ddp.yaml"
         )
     if recipe.optimization.ema_decay is not None and (
         fsdp or accelerator.distributed_type == DistributedType.DEEPSPEED
     ):
         raise ValueError(
             f"optimization.ema_decay needs whole weights in every process, {accelerator.distributed_type.value} shards "
-            "them; set it to none, or use scripts/accelerate/ddp.yaml"
+            "them; set it to none, or use scripts/launch/ddp.yaml"
         )
+
+
+def set_up_deepspeed(recipe: Recipe, plan: StepPlan, accelerator: Accelerator) -> None:
+    """Hand DeepSpeed what it takes from its own config: batch, accumulation, clipping and precision.
+
+    bfloat16 is autocast, as without DeepSpeed; its own way would keep the weights of the model in bfloat16.
+    """
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    config["train_micro_batch_size_per_gpu"] = plan.device_batch_size
+    config["gradient_accumulation_steps"] = plan.accumulation
+    config["gradient_clipping"] = recipe.optimization.clip_norm or 0.0
+    if recipe.mixed_precision == "bf16":
+        config["bf16"] = {"enabled": False}
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
 
 
 def describe_run(recipe: Recipe, pictures: Pictures, accelerator: Accelerator) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One optimiser step: forward and backward over the accumulated batches, agreement of all processes, update.
 
 Dropout and drop path are drawn from (seed, step, accumulated batch, process). Nothing moves unless loss and gradient
-are finite on every process.
+are finite on every process (but under DeepSpeed, whose engine moves the weights within the backward pass).
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
@@ -117,7 +117,11 @@ class Stepper:
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 with accelerator.autocast():
                     loss = self.task.loss(self.model, piece) / (self.plan.accumulation * pieces)
-                accelerator.backward(loss)
+                if accelerator.distributed_type == DistributedType.DEEPSPEED:
+                    accelerator.gradient_state._set_sync_gradients(last)  # its engine moves the weights in backward
+                    accelerator.backward(loss * self.plan.accumulation)  # which divides, too
+                else:
+                    accelerator.backward(loss)
             share += loss.detach().float()
         return share
 

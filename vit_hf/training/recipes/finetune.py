@@ -57,7 +57,7 @@ def vit_finetune_imagenet() -> Recipe:
 
 
 def augreg_transfer() -> Recipe:
-    """Fine-tune an AugReg checkpoint in 500 steps, a few minutes on a GPU.
+    """Fine-tune an AugReg checkpoint in 500 steps.
 
     Source: google-research/vision_transformer `vit_jax/configs/augreg.py` and `common.py`: as `vit_finetune` with 500
     steps, 100 of them warm-up, pictures resized to 448 px and cropped to 384, no dropout. The source trains on the
