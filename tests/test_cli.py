@@ -429,6 +429,7 @@ def test_a_run_that_fails_before_its_first_step_prints_no_line_to_go_on(tmp_path
     assert "to resume" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_process_that_gets_sigterm_ends_with_code_75(tmp_path):
     command = [sys.executable, "-m", "vit_hf.cli", "train", "digits", *SHORT, "--max-steps", "100000"]
     command += ["--output", str(tmp_path / "run")]

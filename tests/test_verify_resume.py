@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vit_hf import Recipe, get_recipe, train
-from vit_hf.training import session, verify
+from vit_hf.training import loop, session, verify
 from vit_hf.training.checkpoint import step_folder
 from vit_hf.training.verify import verify_resume
 
@@ -38,7 +38,7 @@ def small(**changes) -> Recipe:
 
 @pytest.fixture(autouse=True)
 def _no_plot(monkeypatch):
-    monkeypatch.setattr(session, "plot_learning_curves", lambda *arguments: None)
+    monkeypatch.setattr(loop, "plot_learning_curves", lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,8 @@ def test_a_resume_with_other_pictures_is_reported(whole, tmp_path, monkeypatch):
     late = lambda *arguments, first_step, **options: build(*arguments, first_step=first_step + 1, **options)  # noqa: E731
     monkeypatch.setattr(session, "build_train_loader", late)
     recipe, run = whole
-    shutil.copytree(run / step_folder(2), tmp_path / step_folder(2))
+    for folder in (run / step_folder(2), *(run / "checkpoints").glob("best-*")):
+        shutil.copytree(folder, tmp_path / "checkpoints" / folder.name)
     with pytest.raises(StopIteration):  # one step is missing at the end
         train(recipe, output=tmp_path, resume="auto", quiet=True)
     last = max((tmp_path / "checkpoints").glob("step-*"))

@@ -8,6 +8,8 @@ the same way. On a pair the formulas equal torchvision's.
 Shapes: B pictures of a process, even; C channels, H x W pixels, L classes.
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -135,7 +137,7 @@ class PatchMasking:
         for position in positions:
             generator = np.random.default_rng(seed_from("mask", self.seed, position))
             mask = np.zeros(rows * columns, dtype=bool)
-            mask[generator.permutation(rows * columns)[: int(np.ceil(rows * columns * self.ratio))]] = True
+            mask[generator.permutation(rows * columns)[: math.ceil(rows * columns * self.ratio - 1e-9)]] = True
             whole = mask.reshape(rows, columns).repeat(size // patch_h, axis=0).repeat(size // patch_w, axis=1)
             masks.append(torch.from_numpy(whole.reshape(-1)))
         return {"bool_masked_pos": torch.stack(masks)}

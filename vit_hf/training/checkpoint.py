@@ -51,7 +51,11 @@ FREE_FIELDS = frozenset(
         "hang_timeout_minutes",
     }
 )
-"""Recipe fields that may differ on resume: they do not change what is learned (but in the last bits)."""
+"""Recipe fields that may differ on resume.
+
+They leave pictures, augmentation and mixing of every step as they are. Another device batch draws other dropout, and
+some round otherwise.
+"""
 
 
 def step_folder(step: int) -> str:
@@ -287,7 +291,8 @@ def check_same_run(state: Mapping[str, Any], recipe: Recipe, data: Mapping[str, 
         where: the checkpoint, for the message.
     """
     before, now = flatten(state["recipe"]), flatten(recipe.to_dict())
-    names = sorted((set(before) | set(now)) - FREE_FIELDS)
+    free = FREE_FIELDS - ({"data.source"} if recipe.data.streaming else set())  # a stream has no fingerprint
+    names = sorted((set(before) | set(now)) - free)
     pairs = [(name, before.get(name), now.get(name)) for name in names]
     splits = [name for name in state["data"]["splits"] if name in data["splits"]]
     pairs += [("number of splits", len(state["data"]["splits"]), len(data["splits"]))]

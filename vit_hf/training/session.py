@@ -146,8 +146,6 @@ class Session:
         self.model_class, self.config = type(model), model.config  # FSDP makes a class of its own
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.loader = accelerator.prepare_data_loader(loader, device_placement=False)  # the step moves each piece
-        if checkpoint is not None and state is not None:
-            self._restore(checkpoint, state)
         self.stepper = Stepper(
             recipe=recipe,
             plan=plan,
@@ -159,6 +157,8 @@ class Session:
             average=self.average,
             say=self.display.print,
         )
+        if checkpoint is not None and state is not None:
+            self._restore(checkpoint, state)
         if accelerator.log_with:
             project = accelerator.project_configuration
             project.project_dir, project.logging_dir = str(self.path), str(self.path / "tensorboard")
@@ -207,6 +207,7 @@ class Session:
             self.average.n_averaged.fill_(state["n_averaged"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.stepper.pieces = state["pieces"]
         self.evaluated, self.best, self.rows = state["evaluated"], state["best"], state["rows"]
         self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
         self.seconds_before = state["seconds"]
@@ -285,6 +286,7 @@ class Session:
             "seconds": self.seconds(),
             "optimizer": groups,
             "schedule": {key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"},
+            "pieces": self.stepper.pieces,
             "n_averaged": None if self.average is None else int(self.average.n_averaged),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             "recipe": self.recipe.to_dict(),

@@ -23,7 +23,7 @@ class ResumeProof:
     """What was done, and what came out."""
 
     interruptions: list[tuple[int, str]]
-    """After which step at the earliest, and by which signal."""
+    """After which step at the earliest, and by which signal; "none, ..." where the session ended before it came."""
     files: dict[str, bool]
     """Whether each file of tensors of the last checkpoint, and the evaluation rows, are the same."""
 
@@ -63,16 +63,16 @@ def verify_resume(
         for number, step in enumerate(chosen):
             kind = (signal.SIGKILL, signal.SIGTERM)[number % 2]
             say(f"interrupted: {kind.name} after step {step}")
-            _session(folder, "interrupted", stop_after=step, kind=kind)
-            done.append((step, kind.name))
+            code = _session(folder, "interrupted", stop_after=step, kind=kind)
+            done.append((step, kind.name if code else "none, it ended before"))
         say("interrupted: to the end")
         _session(folder, "interrupted")
         last = [folder / name / step_folder(steps) for name in ("undisturbed", "interrupted")]
         return ResumeProof(done, _compare(*last))
 
 
-def _session(folder: Path, name: str, stop_after: int | None = None, kind: signal.Signals = signal.SIGKILL) -> None:
-    """Start or go on with a run in a new process; end it once the checkpoint of a step is there."""
+def _session(folder: Path, name: str, stop_after: int | None = None, kind: signal.Signals = signal.SIGKILL) -> int:
+    """Start or go on with a run in a new process, end it once the checkpoint of a step is there; return its code."""
     command = [sys.executable, "-m", "vit_hf.cli", "train", "recipe.yaml", "--output", name, "--resume", "auto"]
     with open(folder / "log", "w+", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -91,6 +91,7 @@ def _session(folder: Path, name: str, stop_after: int | None = None, kind: signa
         if code not in expected:
             log.seek(0)
             raise RuntimeError(f"a session of the run ended with code {code}:\n{log.read()[-2000:]}")
+        return code
 
 
 def _compare(first: Path, second: Path) -> dict[str, bool]:
