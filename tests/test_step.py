@@ -270,22 +270,3 @@ def test_a_loss_or_gradient_that_is_not_finite_moves_nothing_and_names_step_and_
         for group in [*after.get("param_groups", ()), *state.get("param_groups", ())]:
             group.pop("name", None)  # the comparison knows no text
         torch.testing.assert_close(after, state, atol=0, rtol=0, check_dtype=True)
-
-
-# ---------------------------------------------------------------------------------------------- the loader
-def test_a_loader_process_that_died_is_an_error_with_the_remedy(tiny):
-    def batches():
-        raise RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed.")
-        yield
-
-    with pytest.raises(ChildProcessError, match=r"a loader process died .*pid 77.*; resume with fewer workers"):
-        Bench(tiny).take(batches())
-
-
-def test_another_error_of_the_loader_is_handed_on_as_it_is(tiny):
-    def batches():
-        raise RuntimeError("something else")
-        yield
-
-    with pytest.raises(RuntimeError, match=r"^something else$"):
-        Bench(tiny).take(batches())

@@ -9,7 +9,9 @@ number of processes.
 """
 
 import hashlib
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -228,13 +230,24 @@ class EvaluationCollator:
         return {"pixel_values": pixels, **numbers}
 
 
-def _outlive_requests(worker: int) -> None:
-    """Keep loader processes alive when a whole process group gets Ctrl-C or SIGTERM: training goes on to its next step.
+def _leave_requests_to_the_run(worker: int) -> None:
+    """Let a loader process pass over Ctrl-C, and over SIGTERM unless its own run sends it, which ends it so.
 
-    A second SIGTERM ends them, such as that of a loader which shuts down.
+    Terminals and schedulers send both to the whole group; the run ends its loader processes itself, once it has saved.
+    When it dies, they see that and end.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
+        return
+    run = os.getppid()
+
+    def wait_for_the_run() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=wait_for_the_run, daemon=True).start()
 
 
 def build_train_loader(
@@ -277,7 +290,7 @@ def build_train_loader(
         rows,
         batch_sampler=sampler,
         collate_fn=collate,
-        worker_init_fn=_outlive_requests if workers else None,
+        worker_init_fn=_leave_requests_to_the_run if workers else None,
         **options,
     )
 
@@ -306,5 +319,5 @@ def build_evaluation_loader(
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_outlive_requests if workers else None,
+        worker_init_fn=_leave_requests_to_the_run if workers else None,
     )

@@ -9,6 +9,7 @@ any step and resumed ends with the same weights, bit for bit, as one that was no
 import contextlib
 import math
 import time
+import traceback
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,7 @@ def train(
             together; nothing has been written.
         FloatingPointError: loss or gradient is NaN or infinite; the message names step and rows. Weights are not
             updated by that step, and checkpoints on disk stay as they were.
+        ChildProcessError: a loader process was killed.
         MemoryError: not even the smallest batch fits.
         TrainingInterrupted: SIGTERM or Ctrl-C came; the checkpoint it names was saved at the next step boundary.
     """
@@ -98,6 +100,10 @@ def _run_phases(run: Session, output: str | Path | None, resume: str | Path | No
     except BaseException as error:
         if run.folder is not None and run.step and not isinstance(error, TrainingInterrupted):
             run.display.print(f"to resume: {resume_command(run.path)}")
+        if _is_end_of_a_loader(error):
+            raise ChildProcessError(
+                f"a loader process died ({error}); resume with fewer workers (--workers N), or see what killed it"
+            ) from error
         raise
     finally:
         if run.folder is not None:
@@ -255,6 +261,13 @@ def _announce(run: Session) -> None:
     if run.step:
         run.display.start_at(run.step)
         say(f"resumed after step {run.step:,} in {run.path}")
+
+
+def _is_end_of_a_loader(error: BaseException) -> bool:
+    """Whether torch has found a loader process dead: its signal handler raises wherever the run happens to be."""
+    if isinstance(error, ConnectionError | EOFError):  # it died while it handed over a batch
+        return any(frame.name == "_try_get_data" for frame in traceback.extract_tb(error.__traceback__))
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def _count(number: int | None) -> str:

@@ -94,7 +94,7 @@ class Stepper:
                 loss = torch.zeros((), device=self.accelerator.device)
                 for part in range(self.plan.accumulation):
                     if part == len(seen):
-                        seen.append(_next(batches))
+                        seen.append(next(batches))
                     loss += self._batch(step, part, seen[part])
                 return loss, torch.cat([batch["rows"] for batch in seen])
             except torch.OutOfMemoryError as error:
@@ -157,15 +157,3 @@ class Stepper:
             "not taken; checkpoints are as they were. Lower optimization.learning_rate, set optimization.clip_norm, "
             "or use mixed_precision bf16 instead of fp16"
         )
-
-
-def _next(batches: Iterator[Batch]) -> Batch:
-    """Return the next batch; a loader process that was killed is an error that says so."""
-    try:
-        return next(batches)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise ChildProcessError(
-            f"a loader process died ({error}); resume with fewer workers (--workers N), or see what killed it"
-        ) from error
