@@ -1,0 +1,478 @@
+"""Recipes through transformers.Trainer: the numbers of our own loop, exact resume, checkpoints without pickles."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
+
+from vit_hf import Recipe, VitHfForImageClassification, VitHfImageProcessor, get_recipe, train
+from vit_hf.data.sources import load_source
+from vit_hf.data.transforms import Augmentation
+from vit_hf.training.optim import parameter_groups
+from vit_hf.training.progress import RunDisplay
+from vit_hf.training.recipe import Optimization
+from vit_hf.training.state import MANIFEST, DamagedFolderError
+from vit_hf.training.trainer import VitHfTrainer
+from vit_hf.training.trainer_checkpoint import newest_checkpoint, seal
+from vit_hf.training.trainer_run import train_with_trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 6
+PLAIN = {"augmentation.rotation": 0.0, "augmentation.translation": 0.0, "augmentation.scaling": 0.0}
+NOISE = {
+    "augmentation.mixup_alpha": 0.8,
+    "augmentation.cutmix_alpha": 1.0,
+    "augmentation.erasing": 0.25,
+    "model.drop_path_rate": 0.2,
+    "model.hidden_dropout_prob": 0.1,
+    "optimization.max_device_batch_size": 16,
+    "optimization.ema_decay": 0.9,
+}
+TOKEN = "hf_thisIsNoRealTokenButLooksLikeOne"
+
+
+def small(**overrides) -> Recipe:
+    """Return a recipe that runs in half a second; "__" stands for the dot."""
+    sizes = {
+        "data.max_train_images": 96,
+        "data.max_test_images": 50,
+        "model.num_hidden_layers": 2,
+        "model.hidden_size": 32,
+        "model.intermediate_size": 64,
+        "optimization.max_steps": STEPS,
+        "optimization.batch_size": 32,
+        "optimization.warmup_steps": 2,
+        "trackers": [],
+    }
+    return get_recipe("digits").override({**sizes, **{key.replace("__", "."): v for key, v in overrides.items()}})
+
+
+def mean_difference(a: Path, b: Path) -> float:
+    first, second = (load_file(path / "model.safetensors") for path in (a, b))
+    assert first.keys() == second.keys()
+    total = sum((first[name] - second[name]).abs().sum().item() for name in first)
+    return total / sum(tensor.numel() for tensor in first.values())
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """The loss of every step, as both loops show it."""
+    seen: list[float] = []
+    original = RunDisplay.step
+
+    def step(self, **numbers):
+        seen.append(numbers["loss"])
+        original(self, **numbers)
+
+    monkeypatch.setattr(RunDisplay, "step", step)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Train and test split of the digits, images decoded, with a column that no model wants."""
+    source = load_source("digits")
+    return {
+        name: split.select(range(70)).add_column("file", [f"{name}-{row}" for row in range(70)])
+        for name, split in (("train", source.train), ("test", source.test))
+    }
+
+
+def new_model(**changes) -> tuple[VitHfForImageClassification, VitHfImageProcessor]:
+    torch.manual_seed(0)
+    fields = dict(small().model.config)
+    names = {index: str(index) for index in range(10)}
+    config = VitHfForImageClassification.config_class(**{**fields, "patch_size": 4, "id2label": names, **changes})
+    model = VitHfForImageClassification(config)
+    torch.nn.init.normal_(model.classifier.weight, std=0.1)  # not zero, so that the first step moves all
+    return model, VitHfImageProcessor(size={"height": 16, "width": 16})
+
+
+def arguments(output: Path, **changes) -> TrainingArguments:
+    defaults = {
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 32,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return TrainingArguments(output_dir=str(output), **{**defaults, **changes})
+
+
+def trainer_of(digits, output: Path, *, model: dict | None = None, trainer: dict | None = None, **changes):
+    network, processor = new_model(**(model or {}))
+    return VitHfTrainer(
+        network,
+        arguments(output, **changes),
+        train_dataset=digits["train"],
+        eval_dataset=digits["test"],
+        processing_class=processor,
+        **(trainer or {}),
+    )
+
+
+# ------------------------------------------------------------------------------------------- the same numbers
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**PLAIN, "optimization.ema_decay": None},
+        {**PLAIN, "optimization.max_device_batch_size": 8, "optimization.clip_norm": None},
+        {**NOISE, "optimization.optimizer": "sgd"},
+    ],
+    ids=["plain", "accumulation, EMA", "augmentation, mixing, dropout, accumulation, EMA"],
+)
+def test_the_trainer_run_agrees_with_the_loop_step_by_step(changes, losses, tmp_path):
+    recipe = small(keep="last", seed=3, **changes)
+    one = train(recipe, output=tmp_path / "loop", quiet=True).results
+    by_loop = losses.copy()
+    losses.clear()
+    two = train_with_trainer(recipe, output=tmp_path / "trainer", quiet=True).results
+    assert len(by_loop) == len(losses) == STEPS
+    assert len(set(by_loop)) > 2
+    assert losses == pytest.approx(by_loop, abs=2e-6)  # float32 sums in another order
+    assert mean_difference(tmp_path / "loop", tmp_path / "trainer") < 1e-5
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert two["n"] == one["n"] == 50
+
+
+def test_the_run_folder_is_a_model_repo_as_the_loop_leaves_it(tmp_path):
+    recipe = small(keep="best")
+    one = train(recipe, output=tmp_path / "loop", quiet=True)
+    two = train_with_trainer(recipe, output=tmp_path / "trainer", quiet=True)
+    assert two.results.keys() == one.results.keys()
+    assert two.results["validation_top1"] == one.results["validation_top1"]
+    left, right = ({path.name for path in folder.iterdir()} for folder in (one.output, two.output))
+    assert right == left
+    for name in ("config.json", "preprocessor_config.json", "recipe.yaml"):
+        assert (one.output / name).read_text() == (two.output / name).read_text()
+    rows = [
+        [json.loads(line) for line in (run.output / "metrics.jsonl").read_text().splitlines()] for run in (one, two)
+    ]
+    for a, b in zip(*rows, strict=True):
+        assert (a["epoch"], a["step"], a["top1"]) == (b["epoch"], b["step"], b["top1"])
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-6)
+
+
+def test_accumulated_batches_of_mixed_pictures_count_as_one(losses, tmp_path):
+    """Soft labels, which the stock Trainer counts as B*L items."""
+    for name, largest in (("whole", None), ("parts", 4)):
+        changes = {**PLAIN, "augmentation.mixup_alpha": 0.8, "optimization.max_device_batch_size": largest}
+        train_with_trainer(small(keep="last", **changes), output=tmp_path / name, quiet=True)
+    assert losses[:STEPS] == pytest.approx(losses[STEPS:], abs=2e-6)
+    assert mean_difference(tmp_path / "whole", tmp_path / "parts") < 1e-5
+
+
+def test_the_weights_that_decay_are_those_of_recipes(digits, tmp_path):
+    trainer = trainer_of(digits, tmp_path, weight_decay=0.3)
+    groups = {group["weight_decay"]: set(map(id, group["params"])) for group in trainer.create_optimizer().param_groups}
+    ours = parameter_groups(trainer.model, Optimization(weight_decay=0.3))
+    expected = {group["weight_decay"]: set(map(id, group["params"])) for group in ours}
+    assert groups == expected
+    assert all(groups.values())
+
+
+def test_epochs_are_passes_over_the_rows(digits, tmp_path):
+    """70 rows, 16 a step: 4.375 steps an epoch."""
+    trainer = trainer_of(digits, tmp_path, max_steps=-1, num_train_epochs=2.4, eval_strategy="epoch")
+    trainer.train()
+    evaluated = [(entry["step"], entry["epoch"]) for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert evaluated == [
+        (5, pytest.approx(5 / 4.375, abs=1e-4)),
+        (9, pytest.approx(9 / 4.375, abs=1e-4)),
+        (10, pytest.approx(10 / 4.375, abs=1e-4)),
+    ]
+
+
+# ------------------------------------------------------------------------------------------- data
+def test_columns_are_found_whatever_remove_unused_columns_says(digits, tmp_path):
+    results = []
+    for remove in (True, False):
+        trainer = trainer_of(digits, tmp_path, remove_unused_columns=remove)
+        trainer.train()
+        results.append(trainer.model.classifier.weight.detach().clone())
+    assert torch.equal(*results)
+    start = new_model()[0].classifier.weight
+    assert not torch.equal(start, results[0])
+
+
+def test_a_transform_on_the_data_is_refused_since_it_would_not_be_used(digits, tmp_path):
+    moved = {**digits, "train": digits["train"].with_transform(lambda batch: batch)}
+    with pytest.raises(ValueError, match=r"has a transform.*with_format\(None\)"):
+        trainer_of(moved, tmp_path)
+
+
+def test_classes_in_another_order_than_the_models_are_refused(digits, tmp_path):
+    names = {index: str(9 - index) for index in range(10)}
+    with pytest.raises(ValueError, match=r"first: \['0', '1', '2'\] and \['9', '8', '7'\]"):
+        trainer_of(digits, tmp_path, model={"id2label": names})
+
+
+def test_labels_outside_the_models_classes_are_refused(digits, tmp_path):
+    numbers = digits["train"].cast_column("label", datasets.Value("int64"))
+    with pytest.raises(ValueError, match="row 2 of split train has label 2"):
+        trainer_of({**digits, "train": numbers}, tmp_path, model={"id2label": {0: "a", 1: "b"}})
+
+
+def test_every_row_is_scored_once_in_order_with_a_ragged_last_batch(digits, tmp_path):
+    seen = []
+
+    def record(prediction):
+        seen.append(prediction)
+        return {"first_class": float((prediction.predictions.argmax(axis=1) == 0).mean())}
+
+    trainer = trainer_of(digits, tmp_path, per_device_eval_batch_size=32, trainer={"compute_metrics": record})
+    metrics = trainer.evaluate()
+    assert seen[0].label_ids.tolist() == digits["test"]["label"]
+    loss = F.cross_entropy(torch.tensor(seen[0].predictions).double(), torch.tensor(digits["test"]["label"]))
+    assert metrics["eval_loss"] == pytest.approx(loss.item(), abs=1e-9)
+    assert {"eval_top1", "eval_top5", "eval_first_class"} < metrics.keys()
+    predicted = trainer.predict(digits["test"])
+    assert (predicted.predictions == seen[0].predictions).all()
+    assert predicted.metrics["test_loss"] == metrics["eval_loss"]
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_the_stock_trainer_trains_the_model_too_and_soft_labels_leave_the_problem_type(remove, tmp_path):
+    model, _ = new_model()
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(12, 3, 16, 16, generator=generator)
+    soft = torch.rand(12, 10, generator=generator).softmax(dim=1)
+    for labels in (torch.arange(12) % 10, soft):
+        rows = [{"pixel_values": p, "labels": label} for p, label in zip(pixels, labels, strict=True)]
+        args = arguments(tmp_path, remove_unused_columns=remove, max_steps=2, per_device_train_batch_size=4)
+        before = model.classifier.weight.detach().clone()
+        Trainer(model, args, train_dataset=rows).train()
+        assert not torch.equal(before, model.classifier.weight)
+        assert model.config.problem_type is None
+
+
+# ------------------------------------------------------------------------------------------- resume
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """One uninterrupted run with all randomness on, and a checkpoint of every step."""
+    recipe = small(keep="last", checkpoint_steps=1, checkpoint_limit=STEPS, **NOISE)
+    return train_with_trainer(recipe, output=tmp_path_factory.mktemp("noisy") / "run", quiet=True).output
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_resumed_run_ends_with_the_very_same_bits(step, noisy, tmp_path):
+    shutil.copytree(noisy, tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    for later in range(step + 1, STEPS + 1):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"checkpoint-{later}")
+    recipe = Recipe.from_yaml(tmp_path / "run" / "recipe.yaml")
+    torch.rand(step)  # whatever was drawn before does not matter
+    again = train_with_trainer(recipe, output=tmp_path / "run", resume="auto", quiet=True).output
+    last = f"checkpoints/checkpoint-{STEPS}"
+    for name in ("model.safetensors", f"{last}/model.safetensors", f"{last}/average.safetensors"):
+        assert (again / name).read_bytes() == (noisy / name).read_bytes(), name
+    left, right = (load_file(run / last / "optimizer.safetensors") for run in (again, noisy))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert (again / last / "training_state.json").read_text() == (noisy / last / "training_state.json").read_text()
+
+
+def test_the_randomness_in_that_run_matters(noisy, tmp_path):
+    recipe = Recipe.from_yaml(noisy / "recipe.yaml").override({"checkpoint_steps": None})
+    for field, value in (("augmentation.mixup_alpha", 0.0), ("model.hidden_dropout_prob", 0.0)):
+        other = train_with_trainer(recipe.override({field: value}), output=tmp_path / field, quiet=True).output
+        assert mean_difference(other, noisy) > 1e-6, field
+
+
+def test_a_user_with_own_arguments_resumes_exactly_too(digits, tmp_path):
+    options = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_steps": 4,
+        "weight_decay": 0.1,
+        "dataloader_num_workers": 0,
+    }
+    build = {"model": {"hidden_dropout_prob": 0.3}, "trainer": {"augmentation": Augmentation(flip=True)}}
+    whole = trainer_of(digits, tmp_path / "run", **build, **options)
+    whole.train()
+    again = trainer_of(digits, tmp_path / "other", **build, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+
+
+def test_a_checkpoint_that_a_crash_left_half_written_is_passed_over(noisy, tmp_path, caplog):
+    shutil.copytree(noisy / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / f"checkpoint-{STEPS}" / MANIFEST).unlink()
+    assert newest_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints" / f"checkpoint-{STEPS - 1}"
+    assert f"checkpoint-{STEPS}" in caplog.text
+
+
+def test_a_changed_byte_or_a_missing_tensor_stops_the_resume_and_is_named(noisy, tmp_path):
+    recipe = Recipe.from_yaml(noisy / "recipe.yaml")
+    for name in ("model.safetensors", "optimizer.safetensors", "average.safetensors"):
+        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+        folder = Path(
+            shutil.copytree(noisy / "checkpoints" / "checkpoint-2", tmp_path / "checkpoints" / "checkpoint-2")
+        )
+        data = bytearray((folder / name).read_bytes())
+        data[-5] ^= 1
+        (folder / name).write_bytes(data)
+        with pytest.raises(DamagedFolderError, match=f"{name} has another SHA-256"):
+            train_with_trainer(recipe, resume=folder, quiet=True)
+        shutil.copy(noisy / "checkpoints" / "checkpoint-2" / name, folder)
+        tensors = load_file(folder / name)
+        lost = sorted(tensors)[3]
+        save_file({key: tensor for key, tensor in tensors.items() if key != lost}, folder / name)
+        seal(folder)  # a whole folder, but not of this model
+        with pytest.raises(ValueError, match=re.escape(lost)):
+            train_with_trainer(recipe, resume=folder, quiet=True)
+
+
+def test_another_seed_batch_size_or_data_is_refused_with_the_differences(digits, tmp_path):
+    trainer_of(digits, tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
+    other = trainer_of(
+        {**digits, "train": digits["train"].select(range(64))}, tmp_path, seed=1, per_device_train_batch_size=8
+    )
+    with pytest.raises(ValueError, match=r"seed was 42 and is 1; .*batch size was 16 and is 8; training rows was 70"):
+        other.train(resume_from_checkpoint=True)
+
+
+# ------------------------------------------------------------------------------------------- the best weights
+@pytest.mark.parametrize("average", [False, True], ids=["weights", "averaged weights"])
+def test_the_best_model_is_restored_in_every_tensor(average, digits, tmp_path, monkeypatch):
+    values = iter([0.1, 0.9, 0.5, 0.4])
+    recipe = small(optimization__max_steps=4, optimization__batch_size=16, optimization__ema_decay=0.5)
+    trainer = trainer_of(
+        digits,
+        tmp_path,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=1,
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="chosen",
+        greater_is_better=True,
+        save_total_limit=1,
+        trainer={
+            "compute_metrics": lambda _: {"chosen": next(values)},
+            "optimization": recipe.optimization if average else None,
+        },
+    )
+    trainer.train()
+    best = tmp_path / "checkpoint-2"
+    assert trainer.state.best_model_checkpoint == str(best)
+    saved = load_file(best / ("average.safetensors" if average else "model.safetensors"))
+    assert saved.keys() == trainer.model.state_dict().keys()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in trainer.model.state_dict().items())
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_a_best_checkpoint_that_lost_a_tensor_is_an_error(digits, tmp_path):
+    values = iter([0.9, 0.1])
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "chosen", "greater_is_better": True}
+
+    def chosen(_):
+        value = next(values)
+        if value < 0.9:
+            folder = tmp_path / "checkpoint-1"
+            tensors = load_file(folder / "model.safetensors")
+            tensors.pop("classifier.bias")
+            save_file(tensors, folder / "model.safetensors")
+            seal(folder)
+        return {"chosen": value}
+
+    every = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 2}
+    trainer = trainer_of(digits, tmp_path, trainer={"compute_metrics": chosen}, **every, **options)
+    with pytest.raises(DamagedFolderError, match=r"classifier\.bias is missing"):
+        trainer.train()
+
+
+# ------------------------------------------------------------------------------------------- safety
+def test_no_token_and_no_pickle_lies_in_any_file(tmp_path, digits, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    train_with_trainer(small(keep="best", trackers=["tensorboard"]), output=tmp_path / "recipe", quiet=True)
+    options = {"hub_token": TOKEN, "report_to": "tensorboard", "save_strategy": "steps", "save_steps": 2}
+    trainer = trainer_of(digits, tmp_path / "user", **options)
+    trainer.train()
+    trainer.save_model()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    suffixes = Counter(path.suffix for path in files)
+    assert suffixes[".safetensors"] >= 6
+    assert not suffixes.keys() & {".bin", ".pt", ".pth", ".pkl", ".pickle"}
+    for path in files:
+        data = path.read_bytes()
+        assert TOKEN.encode() not in data, path
+        assert not data.startswith((b"\x80\x02", b"\x80\x04", b"PK")), path
+    assert any("tensorboard" in path.parts for path in files)
+    assert any("tfevents" in path.name for path in files)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(digits, tmp_path):
+    trainer = trainer_of(digits, tmp_path, learning_rate=1e30, optim="sgd", max_grad_norm=0.0)
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is (nan|inf) at step \d, process 0, training rows \d+, \d+"
+    ):
+        trainer.train()
+    assert all(torch.isfinite(tensor).all() for tensor in trainer.model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"push_to_hub": True, "hub_strategy": "every_save"}, "hub_strategy='end'"),
+        ({"bf16_full_eval": True}, "bf16_full_eval"),
+    ],
+)
+def test_arguments_that_this_trainer_does_not_serve_are_refused(options, message, digits, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer_of(digits, tmp_path, **options)
+
+
+def test_masked_image_modeling_is_refused_before_a_file_is_written(tmp_path):
+    with pytest.raises(ValueError, match="masked_image_modeling"):
+        train_with_trainer(small(task="masked_image_modeling", keep="last"), output=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------- the script
+def test_the_script_trains_resumes_and_says_the_score(tmp_path, monkeypatch, capsys):
+    (tmp_path / "recipe.yaml").write_text(small().to_yaml())
+    words = [str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "run"), "--max-steps", "4"]
+    monkeypatch.setattr(sys, "argv", ["finetune_trainer.py", *words])
+    runpy.run_path(str(ROOT / "scripts" / "finetune_trainer.py"), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["finetune_trainer.py", *words, "--resume", "auto"])
+    runpy.run_path(str(ROOT / "scripts" / "finetune_trainer.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert re.search(r"test: top-1 \d+\.\d\d% on 50 pictures \(test\)", printed)
+    assert "top-1 %" in printed
+    assert "going on after step 4" in printed
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one_and_score_each_picture_once(tmp_path):
+    drawn_by_process = {"model.hidden_dropout_prob": 0.0, "model.drop_path_rate": 0.0}
+    recipe = small(keep="last", **{**NOISE, **drawn_by_process})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    one = train_with_trainer(recipe, output=tmp_path / "one", quiet=True)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += [str(ROOT / "scripts" / "finetune_trainer.py"), str(tmp_path / "recipe.yaml")]
+    command += ["--output", str(tmp_path / "two")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert two["processes"] == 2
+    assert two["n"] == one.results["n"] == 50
+    assert mean_difference(tmp_path / "one", tmp_path / "two") < 1e-5

@@ -1,0 +1,271 @@
+"""A whole run of a recipe through `VitHfTrainer`: what `vit_hf.training.loop.train` does by its own loop.
+
+The run folder is the same, but for the checkpoints, which are the Trainer's: `checkpoints/checkpoint-N`, written at
+every evaluation and every `checkpoint_steps`, the newest and the best kept.
+"""
+
+import contextlib
+import math
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from ..data.pictures import Pictures, Split, num_rows, open_pictures
+from ..evaluation.scoring import score
+from ..inspection.plots import plot_learning_curves
+from ..modeling_vit_hf import VitHfForImageClassification
+from .checkpoint import next_output
+from .loop import TrainResult
+from .optim import plan_steps
+from .progress import RunDisplay, quiet_transformers
+from .recipe import Recipe
+from .recipes import get_recipe
+from .setup import build_model, describe_run, enable_checkpointing
+from .state import RunFolder
+from .trainer import VitHfTrainer
+from .trainer_checkpoint import newest_checkpoint
+
+_CHECKPOINTS = "checkpoints"
+
+
+def training_arguments(
+    recipe: Recipe, output: str | Path, *, num_images: int | None, validate: bool
+) -> TrainingArguments:
+    """Return the arguments that make `VitHfTrainer` run a recipe.
+
+    Args:
+        recipe: its optimiser, schedule and loss go to the Trainer by `optimization`, its augmentation likewise.
+        output: folder for the Trainer's checkpoints.
+        num_images: training pictures; None when streamed.
+        validate: whether there is something to evaluate on.
+
+    Raises:
+        ValueError: the recipe is not for the Trainer, its steps cannot be planned, or it keeps the best weights and has
+            nothing to choose them by.
+    """
+    if recipe.task != "classification":
+        raise ValueError(f"task {recipe.task} has no labels, which the Trainer's evaluation needs; use `vit-hf train`")
+    optimization, best = recipe.optimization, recipe.keep == "best"
+    if best and not validate:
+        raise ValueError(
+            "keep is 'best' but no pictures are held out to choose by; set data.validation_fraction (such as 0.1), or "
+            "keep 'last'"
+        )
+    args = TrainingArguments(
+        output_dir=str(output),
+        seed=recipe.seed,
+        eval_strategy="epoch" if validate else "no",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=recipe.checkpoint_limit + 1,  # the best is one of them
+        load_best_model_at_end=best,
+        metric_for_best_model="top1" if best else None,
+        greater_is_better=True if best else None,
+        per_device_eval_batch_size=recipe.evaluation_batch_size,
+        max_grad_norm=optimization.clip_norm or math.inf,
+        bf16=recipe.mixed_precision == "bf16",
+        fp16=recipe.mixed_precision == "fp16",
+        torch_compile=recipe.compile,
+        dataloader_num_workers=recipe.workers,
+        report_to=list(recipe.trackers) or "none",
+        run_name=recipe.name,
+    )
+    mixes = bool(recipe.augmentation.mixup_alpha or recipe.augmentation.cutmix_alpha)
+    plan = plan_steps(optimization, num_images=num_images, num_processes=args.world_size, even=mixes)
+    args.max_steps = plan.total_steps
+    args.per_device_train_batch_size = plan.device_batch_size
+    args.gradient_accumulation_steps = plan.accumulation
+    return args
+
+
+def train_with_trainer(
+    recipe: Recipe | str,
+    *,
+    output: str | Path | None = None,
+    resume: str | Path | None = None,
+    quiet: bool = False,
+    **overrides: Any,
+) -> TrainResult:
+    """Train a classifier through the Trainer and leave a model repo; as `vit_hf.train`, to the same numbers.
+
+    Args:
+        recipe: a `Recipe`, the name of one, or a YAML file.
+        output: new folder for the run, or with `resume` that of the run; `runs/NAME`, numbered if it is taken, when None.
+        resume: "auto" to go on from the newest whole checkpoint in `output`, or to start there if it has none; or the
+            path of a checkpoint.
+        quiet: print nothing.
+        overrides: recipe fields by keyword, as for `vit_hf.train`.
+
+    Raises:
+        ValueError, OSError: recipe, data, checkpoint or folder is not usable.
+        FloatingPointError: loss or gradient is not finite.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
+    short = {"data": "data.source", "max_steps": "optimization.max_steps"}
+    recipe = recipe.override({short.get(name, name.replace("__", ".")): value for name, value in overrides.items()})
+    if output is None:
+        output = next_output(recipe.name) if resume is None else Path("runs") / recipe.name
+        if resume not in (None, "auto"):
+            output = Path(str(resume)).parents[1]
+    path = Path(output)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.cpu_threads or threads)
+    try:
+        return _run(recipe, path, resume, quiet)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(recipe: Recipe, path: Path, resume: str | Path | None, quiet: bool) -> TrainResult:
+    pictures = open_pictures(recipe.data)
+    images, validate = num_rows(pictures.train), pictures.validation is not None
+    args = training_arguments(recipe, path / _CHECKPOINTS, num_images=images, validate=validate)
+    path = Path(broadcast_object_list([str(path)])[0])
+    args.output_dir = str(path / _CHECKPOINTS)
+    model, processor = build_model(recipe, pictures.id2label)
+    if recipe.gradient_checkpointing:
+        enable_checkpointing(model)
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if args.should_save:
+            folder = stack.enter_context(contextlib.closing(RunFolder(path, resume=resume is not None)))
+        display = RunDisplay(args.max_steps, enabled=args.should_save and not quiet)
+        progress = _Progress(display)
+        callbacks: list[TrainerCallback] = [progress]
+        if recipe.checkpoint_steps is not None:
+            callbacks.append(_SaveEvery(recipe.checkpoint_steps))
+        trainer = progress.trainer = VitHfTrainer(
+            cast(VitHfForImageClassification, model),
+            args,
+            train_dataset=pictures.train,
+            eval_dataset=pictures.validation,
+            processing_class=processor,
+            augmentation=recipe.augmentation,
+            optimization=recipe.optimization,
+            evaluate_every=recipe.evaluate_every,
+            image_column=pictures.source.image_column,
+            label_column=pictures.source.label_column,
+            callbacks=callbacks,
+        )
+        for shown in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(shown)
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback):
+                callback.logging_dir = str(path / "tensorboard")
+        record = describe_run(recipe, pictures, trainer.accelerator)
+        if folder is not None:
+            folder.write_text("recipe.yaml", recipe.to_yaml())
+            folder.write_json("run.json", record)
+        start = newest_checkpoint(path / _CHECKPOINTS) if resume == "auto" else resume
+        started = time.perf_counter()
+        with quiet_transformers(), display:
+            trainer.train(None if start is None else str(start))
+        record["seconds"] = round(time.perf_counter() - started, 1)
+        if folder is not None:
+            folder.publish_root(lambda place: trainer.save_model(str(place), _internal_call=True))
+        trainer.accelerator.wait_for_everyone()
+        results = _results(trainer, recipe, pictures, path, record)
+        if folder is not None:
+            rows = evaluation_rows(trainer.state.log_history)
+            folder.write_metrics(rows)
+            if not math.isinf(trainer.steps_per_epoch):  # a streamed set has no epochs to draw over
+                plot_learning_curves(rows, path / "learning_curves.png")
+            folder.write_json("results.json", results)
+        trainer.accelerator.wait_for_everyone()
+    return TrainResult(path, results, args.should_save)
+
+
+def _results(
+    trainer: VitHfTrainer, recipe: Recipe, pictures: Pictures, path: Path, record: dict[str, Any]
+) -> dict[str, Any]:
+    """Load the saved model again, prove it by its validation record, and test it once; what results.json holds."""
+    with quiet_transformers():
+        network = VitHfForImageClassification.from_pretrained(path).to(trainer.args.device)
+    state, length = trainer.state, trainer.steps_per_epoch
+
+    def measure(split: Split) -> dict[str, float]:
+        return score(
+            network, trainer.get_eval_dataloader(split), trainer.accelerator, num_samples=num_rows(split)
+        ).measure()
+
+    best = recipe.keep == "best"
+    if best:
+        assert pictures.validation is not None
+        again, recorded = measure(pictures.validation)["top1"], float(state.best_metric or 0.0)
+        tolerance = 0.002 if recipe.compile else 0.0  # compiled and plain kernels round differently
+        if abs(again - recorded) > tolerance:
+            raise RuntimeError(f"the saved model scores {again:.4%} on validation, its record says {recorded:.4%}")
+    return {
+        **measure(pictures.test),
+        "split": pictures.test_name,
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "kept": recipe.keep,
+        "kept_epoch": round((state.best_global_step or 0) / length, 4) if best else None,
+        "validation_top1": state.best_metric if best else None,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "steps": state.global_step,
+        "epochs": None if math.isinf(length) else round(state.global_step / length, 4),
+        **record,
+    }
+
+
+def evaluation_rows(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Turn the Trainer's log into rows as of metrics.jsonl: a loss, and the scores of the same step."""
+    rows: dict[int, dict[str, Any]] = {}
+    for entry in log_history:
+        row = rows.setdefault(entry["step"], {"epoch": entry.get("epoch"), "step": entry["step"]})
+        if "loss" in entry:
+            row.update(train_loss=entry["loss"], learning_rate=entry["learning_rate"])
+        if "eval_top1" in entry:
+            row.update(top1=entry["eval_top1"], top5=entry["eval_top5"], validation_loss=entry["eval_loss"])
+    return [row for row in rows.values() if "train_loss" in row]
+
+
+class _Progress(TrainerCallback):
+    """Shows steps and evaluations as `vit-hf train` does."""
+
+    trainer: VitHfTrainer
+
+    def __init__(self, display: RunDisplay):
+        self.display = display
+        self.since, self.images = time.perf_counter(), 0
+
+    def on_train_begin(self, args, state, control, **_):
+        self.since, self.images = time.perf_counter(), 0
+        if state.global_step:
+            self.display.print(f"going on after step {state.global_step:,}")
+
+    def on_step_end(self, args, state, control, **_):
+        self.images += self.trainer.get_total_train_batch_size(args)
+        self.display.step(
+            loss=self.trainer.step_loss,
+            learning_rate=self.trainer._get_learning_rate(),
+            images_per_second=self._speed(),
+        )
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "eval_top1" in logs or ("loss" in logs and args.eval_strategy == "no"):
+            row = evaluation_rows(state.log_history)[-1]
+            best = args.load_best_model_at_end and row["top1"] > (state.best_metric or -1.0)
+            self.display.row({**row, "images_per_second": round(self._speed(), 1)}, "best" if best else "")
+            self.since, self.images = time.perf_counter(), 0
+
+    def _speed(self) -> float:
+        return self.images / (time.perf_counter() - self.since)
+
+
+class _SaveEvery(TrainerCallback):
+    """Saves after every so many steps, beside what the arguments say."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_save |= state.global_step % self.steps == 0
