@@ -96,7 +96,7 @@ def train_with_trainer(
 
     Args:
         recipe: a `Recipe`, the name of one, or a YAML file.
-        output: new folder for the run, or with `resume` that of the run; `runs/NAME`, numbered if it is taken, when None.
+        output: new folder for the run, or with `resume` that of the run; `runs/NAME`, numbered if taken, when None.
         resume: "auto" to go on from the newest whole checkpoint in `output`, or to start there if it has none; or the
             path of a checkpoint.
         quiet: print nothing.
