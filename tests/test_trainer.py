@@ -165,7 +165,8 @@ def test_the_run_folder_is_a_model_repo_as_the_loop_leaves_it(tmp_path):
     ]
     for a, b in zip(*rows, strict=True):
         assert (a["epoch"], a["step"], a["top1"]) == (b["epoch"], b["step"], b["top1"])
-        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-6)
+        for name in ("train_loss", "validation_loss"):  # the latter of the averaged weights
+            assert a[name] == pytest.approx(b[name], abs=1e-6)
 
 
 def test_accumulated_batches_of_mixed_pictures_count_as_one(losses, tmp_path):
@@ -270,7 +271,7 @@ def noisy(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_a_resumed_run_ends_with_the_very_same_bits(step, noisy, tmp_path):
+def test_a_resumed_run_ends_with_the_very_same_bits(step, noisy, losses, tmp_path):
     shutil.copytree(noisy, tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").unlink()
     for later in range(step + 1, STEPS + 1):
@@ -278,6 +279,7 @@ def test_a_resumed_run_ends_with_the_very_same_bits(step, noisy, tmp_path):
     recipe = Recipe.from_yaml(tmp_path / "run" / "recipe.yaml")
     torch.rand(step)  # whatever was drawn before does not matter
     again = train_with_trainer(recipe, output=tmp_path / "run", resume="auto", quiet=True).output
+    assert len(losses) == STEPS - step
     last = f"checkpoints/checkpoint-{STEPS}"
     for name in ("model.safetensors", f"{last}/model.safetensors", f"{last}/average.safetensors"):
         assert (again / name).read_bytes() == (noisy / name).read_bytes(), name
@@ -315,7 +317,14 @@ def test_a_checkpoint_that_a_crash_left_half_written_is_passed_over(noisy, tmp_p
     shutil.copytree(noisy / "checkpoints", tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / f"checkpoint-{STEPS}" / MANIFEST).unlink()
     assert newest_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints" / f"checkpoint-{STEPS - 1}"
-    assert f"checkpoint-{STEPS}" in caplog.text
+    assert f"checkpoint-{STEPS} is half-written" in caplog.text
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_begun_again(noisy, tmp_path):
+    shutil.copytree(noisy / "checkpoints" / "checkpoint-2", tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-2" / "optimizer.safetensors").unlink()
+    with pytest.raises(DamagedFolderError, match=r"optimizer.safetensors is missing.*no other checkpoint"):
+        newest_checkpoint(tmp_path)
 
 
 def test_a_changed_byte_or_a_missing_tensor_stops_the_resume_and_is_named(noisy, tmp_path):
@@ -439,9 +448,22 @@ def test_arguments_that_this_trainer_does_not_serve_are_refused(options, message
         trainer_of(digits, tmp_path, **options)
 
 
-def test_masked_image_modeling_is_refused_before_a_file_is_written(tmp_path):
-    with pytest.raises(ValueError, match="masked_image_modeling"):
-        train_with_trainer(small(task="masked_image_modeling", keep="last"), output=tmp_path / "run", quiet=True)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "masked_image_modeling"}, "masked_image_modeling"),
+        ({"data.validation_fraction": 0.0, "keep": "best"}, "no pictures are held out"),
+        pytest.param(
+            {"mixed_precision": "fp16"},
+            "needs a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU"),
+        ),
+    ],
+    ids=["masked image modeling", "nothing to choose by", "fp16 on a CPU"],
+)
+def test_a_recipe_that_cannot_be_run_is_refused_before_a_file_is_written(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train_with_trainer(small(**{"keep": "last", **changes}), output=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 

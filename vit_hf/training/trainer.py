@@ -96,7 +96,7 @@ class VitHfTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ):
-        _check_arguments(args)
+        check_arguments(args)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs by a launcher, never by torch.nn.DataParallel
         had_cache_field = hasattr(model.config, "use_cache")
         self.augmentation, self.optimization = augmentation or Augmentation(), optimization
@@ -459,8 +459,10 @@ class _Epochs(TrainerCallback):
         control.should_log = control.should_evaluate = control.should_save = False  # done at the end of the last step
 
 
-def _check_arguments(args: TrainingArguments) -> None:
-    """Refuse what would not do what it says."""
+def check_arguments(args: TrainingArguments) -> None:
+    """Raise ValueError for arguments that `VitHfTrainer` does not serve, or that the Trainer passes over in silence."""
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("fp16 (mixed_precision) needs a GPU, this process has none; use bf16, or float32")
     launched = [os.environ.get(f"ACCELERATE_USE_{kind}", "false") for kind in ("FSDP", "DEEPSPEED")]
     if args.deepspeed or args.fsdp or "true" in launched:
         raise ValueError("FSDP and DeepSpeed are served by scripts/finetune_accelerate.py; use that, or DDP here")

@@ -137,12 +137,25 @@ def seal(folder: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest `checkpoint-N` in a folder that is whole, or None; damaged ones are named in a warning."""
+    """Return the newest `checkpoint-N` in a folder that is whole, or None when no save was ever completed.
+
+    Damaged and half-written ones are named in a warning and passed over.
+
+    Raises:
+        DamagedFolderError: of the completed ones none is whole.
+    """
+    damaged = None
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for path in sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
+        if not (path / MANIFEST).exists():
+            logger.warning("%s is half-written: the checkpoint before it is taken, if there is one", path)
+            continue
         try:
             check_folder(path)
             return path
         except DamagedFolderError as error:
+            damaged = damaged or error
             logger.warning("%s: the checkpoint before it is taken, if there is one", error)
+    if damaged is not None:
+        raise DamagedFolderError(f"{damaged}; no other checkpoint in {folder} is whole: start a new run") from damaged
     return None

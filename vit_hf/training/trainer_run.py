@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -26,9 +27,9 @@ from .optim import plan_steps
 from .progress import RunDisplay, quiet_transformers
 from .recipe import Recipe
 from .recipes import get_recipe
-from .setup import build_model, describe_run, enable_checkpointing
+from .setup import build_model, check_launch, describe_run, enable_checkpointing
 from .state import RunFolder
-from .trainer import VitHfTrainer
+from .trainer import VitHfTrainer, check_arguments
 from .trainer_checkpoint import newest_checkpoint
 
 _CHECKPOINTS = "checkpoints"
@@ -60,6 +61,7 @@ def training_arguments(
     args = TrainingArguments(
         output_dir=str(output),
         seed=recipe.seed,
+        use_cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available(),  # bf16 asks for it
         eval_strategy="epoch" if validate else "no",
         save_strategy="epoch",
         logging_strategy="epoch",
@@ -76,6 +78,8 @@ def training_arguments(
         report_to=list(recipe.trackers) or "none",
         run_name=recipe.name,
     )
+    check_arguments(args)
+    check_launch(recipe, cast(Accelerator, args.distributed_state))  # device and processes are all it looks at
     mixes = bool(recipe.augmentation.mixup_alpha or recipe.augmentation.cutmix_alpha)
     plan = plan_steps(optimization, num_images=num_images, num_processes=args.world_size, even=mixes)
     args.max_steps = plan.total_steps
