@@ -130,11 +130,10 @@ def trainer_of(digits, output: Path, *, model: dict | None = None, trainer: dict
 @pytest.mark.parametrize(
     "changes",
     [
-        {**PLAIN, "optimization.ema_decay": None},
         {**PLAIN, "optimization.max_device_batch_size": 8, "optimization.clip_norm": None},
         {**NOISE, "optimization.optimizer": "sgd"},
     ],
-    ids=["plain", "accumulation, EMA", "augmentation, mixing, dropout, accumulation, EMA"],
+    ids=["accumulation, EMA", "augmentation, mixing, dropout, accumulation, EMA"],
 )
 def test_the_trainer_run_agrees_with_the_loop_step_by_step(changes, losses, tmp_path):
     recipe = small(keep="last", seed=3, **changes)
@@ -150,10 +149,12 @@ def test_the_trainer_run_agrees_with_the_loop_step_by_step(changes, losses, tmp_
     assert two["n"] == one["n"] == 50
 
 
-def test_the_run_folder_is_a_model_repo_as_the_loop_leaves_it(tmp_path):
-    recipe = small(keep="best")
+def test_the_run_folder_is_a_model_repo_as_the_loop_leaves_it(losses, tmp_path):
+    recipe = small(keep="best", **PLAIN)
     one = train(recipe, output=tmp_path / "loop", quiet=True)
     two = train_with_trainer(recipe, output=tmp_path / "trainer", quiet=True)
+    assert losses[:STEPS] == pytest.approx(losses[STEPS:], abs=2e-6)
+    assert mean_difference(one.output, two.output) < 1e-5
     assert two.results.keys() == one.results.keys()
     assert two.results["validation_top1"] == one.results["validation_top1"]
     left, right = ({path.name for path in folder.iterdir()} for folder in (one.output, two.output))
@@ -270,7 +271,7 @@ def noisy(tmp_path_factory):
     return train_with_trainer(recipe, output=tmp_path_factory.mktemp("noisy") / "run", quiet=True).output
 
 
-@pytest.mark.parametrize("step", [1, 3, 5])
+@pytest.mark.parametrize("step", [2, 5])
 def test_a_resumed_run_ends_with_the_very_same_bits(step, noisy, losses, tmp_path):
     shutil.copytree(noisy, tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").unlink()
@@ -291,9 +292,9 @@ def test_a_resumed_run_ends_with_the_very_same_bits(step, noisy, losses, tmp_pat
 
 def test_the_randomness_in_that_run_matters(noisy, tmp_path):
     recipe = Recipe.from_yaml(noisy / "recipe.yaml").override({"checkpoint_steps": None})
-    for field, value in (("augmentation.mixup_alpha", 0.0), ("model.hidden_dropout_prob", 0.0)):
-        other = train_with_trainer(recipe.override({field: value}), output=tmp_path / field, quiet=True).output
-        assert mean_difference(other, noisy) > 1e-6, field
+    still = recipe.override({"model.hidden_dropout_prob": 0.0})
+    other = train_with_trainer(still, output=tmp_path / "still", quiet=True).output
+    assert mean_difference(other, noisy) > 1e-6
 
 
 def test_a_user_with_own_arguments_resumes_exactly_too(digits, tmp_path):
