@@ -12,7 +12,7 @@ the stock Trainer, and serves those who have arguments and data of their own.
 import sys
 from typing import Any
 
-from vit_hf.cli import _read_overrides
+from vit_hf.cli import read_overrides
 from vit_hf.training.trainer_run import train_with_trainer
 
 USAGE = "usage: finetune_trainer.py RECIPE [--output DIR] [--resume auto|PATH] [--FIELD VALUE ...]"
@@ -20,7 +20,7 @@ USAGE = "usage: finetune_trainer.py RECIPE [--output DIR] [--resume auto|PATH] [
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(USAGE)
-    fields: dict[str, Any] = {**_read_overrides(sys.argv[2:])}
+    fields: dict[str, Any] = {**read_overrides(sys.argv[2:])}
     output, resume = fields.pop("output", None), fields.pop("resume", None)
     result = train_with_trainer(sys.argv[1], output=output, resume=resume, **fields)
     if result.is_main_process:

@@ -60,8 +60,17 @@ def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range)
 
 def through_files(folder: Path, tensors: dict, groups: list[dict]) -> tuple[dict, list[dict]]:
     """Write a checkpoint and read it again."""
-    write_training_state(folder, {"optimizer": groups}, tensors, None)
-    return read_optimizer(folder), json.loads((folder / "training" / "state.json").read_text())["optimizer"]
+    write_training_state(folder, {"optimizer": groups, "optimizer_tensors": sorted(tensors)}, tensors, None)
+    state = json.loads((folder / "training" / "state.json").read_text())
+    return read_optimizer(folder, state), state["optimizer"]
+
+
+def test_a_lost_or_added_tensor_of_the_optimiser_is_named(tmp_path):
+    (tmp_path / "training").mkdir()
+    save_file({"a/exp_avg": torch.zeros(1)}, tmp_path / "training" / "optimizer.safetensors")
+    for listed in (["a/exp_avg", "a/step"], []):
+        with pytest.raises(DamagedFolderError, match=r"optimizer.safetensors has other tensors than .* \(a/(step|exp)"):
+            read_optimizer(tmp_path, {"optimizer_tensors": listed})
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd", "plain sgd"])
@@ -247,9 +256,16 @@ def test_rotation_keeps_the_newest_checkpoints_and_every_best_they_refer_to(run,
         checkpoint(run, step, best=best_of_step)
     for step in best:
         run.publish(best_folder(step), lambda folder: (folder / "config.json").write_text("{}"))
-    rotate(run, limit=limit, best_step=best_step)
+    rotate(run, step=10, limit=limit, best_step=best_step)
     left = (path.name for path in (run.path / "checkpoints").iterdir() if not path.name.startswith("."))
     assert sorted(left) == sorted(f"{kind}-{int(step):08d}" for kind, step in (name.split("-") for name in kept))
+
+
+def test_what_lies_beyond_the_step_that_was_reached_goes_and_takes_no_place(run):
+    for step in (2, 3, 4, 5):
+        checkpoint(run, step)
+    rotate(run, step=3, limit=1, best_step=None)  # resumed after 2, because 4 and 5 are damaged
+    assert [path.name for path in checkpoints(run.path)] == ["step-00000003"]
 
 
 def test_rotation_goes_on_over_a_damaged_checkpoint(run):
@@ -257,7 +273,7 @@ def test_rotation_goes_on_over_a_damaged_checkpoint(run):
         checkpoint(run, step, best=1)
     run.publish(best_folder(1), lambda folder: (folder / "config.json").write_text("{}"))
     damage(run.path / step_folder(2), "no state")
-    rotate(run, limit=2, best_step=None)
+    rotate(run, step=2, limit=2, best_step=None)
     assert {path.name for path in checkpoints(run.path)} == {"step-00000002", "step-00000001"}
     assert (run.path / best_folder(1)).is_dir()  # for step 1
 

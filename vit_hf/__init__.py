@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .training.loop import train
     from .training.recipe import Recipe
     from .training.recipes import get_recipe
+    from .training.trainer import VitHfTrainer
+    from .training.trainer_run import train_with_trainer
 
 AutoConfig.register("vit_hf", VitHfConfig, exist_ok=True)
 AutoModel.register(VitHfConfig, VitHfModel, exist_ok=True)
@@ -42,10 +44,12 @@ __all__ = [
     "VitHfImageProcessor",
     "VitHfImageProcessorPil",
     "VitHfModel",
+    "VitHfTrainer",
     "export_checkpoint",
     "get_recipe",
     "load_checkpoint",
     "train",
+    "train_with_trainer",
     "variant",
 ]
 
@@ -54,6 +58,8 @@ def __getattr__(name: str) -> Any:
     """Import what loads further libraries (Accelerate, datasets, torchvision's models) only when it is asked for."""
     modules = {
         "train": "training.loop",
+        "VitHfTrainer": "training.trainer",
+        "train_with_trainer": "training.trainer_run",
         "Recipe": "training.recipe",
         "get_recipe": "training.recipes",
         "load_checkpoint": "checkpoints.load",

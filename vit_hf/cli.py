@@ -164,7 +164,7 @@ def _train(options: argparse.Namespace) -> int:
     from .training.loop import resume_command, train
     from .training.recipes import get_recipe
 
-    recipe = get_recipe(options.recipe).override(_read_overrides(options.overrides))
+    recipe = get_recipe(options.recipe).override(read_overrides(options.overrides))
     short = {"data": options.data, "seed": options.seed, "max_steps": options.max_steps}
     chosen = {name: value for name, value in short.items() if value is not None}
     try:
@@ -199,7 +199,7 @@ def _verify_resume(options: argparse.Namespace) -> int:
     from .training.recipes import get_recipe
     from .training.verify import verify_resume
 
-    fields = _read_overrides(options.overrides)
+    fields = read_overrides(options.overrides)
     if options.data is not None:
         fields["data.source"] = options.data
     recipe = get_recipe(options.recipe).override(fields)
@@ -238,7 +238,7 @@ def _next_commands(folder: Path, *, is_classifier: bool) -> list[str]:
         f"vit-hf predict {where} {pictures} --save-plot predictions.png",
         f"vit-hf evaluate {where}",
         f'python -c "{code}"',
-        f"tensorboard --logdir {where}/tensorboard",
+        *([f"tensorboard --logdir {where}/tensorboard"] if (folder / "tensorboard").is_dir() else []),
         hub,
     ]
 
@@ -249,7 +249,7 @@ def _plan(options: argparse.Namespace) -> int:
     from .training.plan import plan_run, render
     from .training.recipes import get_recipe
 
-    recipe = get_recipe(options.recipe).override(_read_overrides(options.overrides))
+    recipe = get_recipe(options.recipe).override(read_overrides(options.overrides))
     short = {"data.source": options.data, "seed": options.seed, "optimization.max_steps": options.max_steps}
     recipe = recipe.override({name: value for name, value in short.items() if value is not None})
     console = Console()
@@ -399,7 +399,7 @@ def _parse_fields(words: list[str]) -> dict[str, object]:
     import yaml
 
     fields: dict[str, object] = {}
-    for name, text in _read_overrides(words).items():
+    for name, text in read_overrides(words).items():
         try:
             fields[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -409,7 +409,7 @@ def _parse_fields(words: list[str]) -> dict[str, object]:
     return fields
 
 
-def _read_overrides(words: list[str]) -> dict[str, str]:
+def read_overrides(words: list[str]) -> dict[str, str]:
     """Turn `--field value --other=value` into a mapping."""
     values: dict[str, str] = {}
     remaining = list(words)

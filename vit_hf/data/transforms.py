@@ -61,7 +61,7 @@ class Augmentation:
     """One of greyscale, solarise and blur for each picture (DeiT III, arXiv 2204.07118)."""
     repeats: int = 1
     """Copies of a picture in a step, each augmented on its own (arXiv 1901.09335); DeiT: 3. A step then holds
-    batch_size / repeats different pictures, and a pass over all of them takes that many times as many steps."""
+    batch_size / repeats different pictures, and an epoch, whose steps stay as many, that part of them."""
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation."""
     erasing: float = 0.0

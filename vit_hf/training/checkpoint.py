@@ -165,16 +165,27 @@ def read_weights(checkpoint: Path) -> tuple[dict[str, torch.Tensor], dict[str, t
         raise DamagedFolderError(f"{checkpoint} cannot be read: {error}") from error
 
 
-def read_optimizer(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Return the optimiser's tensors."""
-    return load_file(checkpoint / _OPTIMIZER)
+def read_optimizer(checkpoint: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the optimiser's tensors; DamagedFolderError when they are not those that the state lists."""
+    tensors = load_file(checkpoint / _OPTIMIZER)
+    different = sorted(set(tensors) ^ set(state["optimizer_tensors"]))
+    if different:
+        raise DamagedFolderError(
+            f"{checkpoint / _OPTIMIZER} has other tensors than its state lists ({', '.join(different[:3])}); take the "
+            "checkpoint before it"
+        )
+    return tensors
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Return the checkpoints of a run folder, the newest first; none of them checked."""
     found = (run / "checkpoints").glob("step-*")
     named = [path for path in found if re.fullmatch(r"step-\d{8,}", path.name)]
-    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(named, key=_step_of, reverse=True)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -197,9 +208,13 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def rotate(folder: RunFolder, *, limit: int, best_step: int | None) -> None:
-    """Remove all but the `limit` newest checkpoints, and all models of a best score that none of these refers to."""
-    kept = checkpoints(folder.path)[:limit]
+def rotate(folder: RunFolder, *, step: int, limit: int, best_step: int | None) -> None:
+    """Remove all but the `limit` newest checkpoints, and all models of a best score that none of these refers to.
+
+    Those beyond `step`, which the run has reached, go first: it went on from before them, because they are damaged or
+    by request, and they must not take the place of what it saves.
+    """
+    kept = [path for path in checkpoints(folder.path) if _step_of(path) <= step][:limit]
     wanted = set() if best_step is None else {best_step}
     for path in kept:
         try:
@@ -207,8 +222,9 @@ def rotate(folder: RunFolder, *, limit: int, best_step: int | None) -> None:
         except (OSError, ValueError, KeyError):  # damaged: nothing to keep for it
             continue
         wanted |= {best["step"]} if best else set()
-    for path in checkpoints(folder.path)[limit:]:
-        folder.remove(f"checkpoints/{path.name}")
+    for path in checkpoints(folder.path):
+        if path not in kept:
+            folder.remove(f"checkpoints/{path.name}")
     for path in (folder.path / "checkpoints").glob("best-*"):
         if f"checkpoints/{path.name}" not in {best_folder(step) for step in wanted}:
             folder.remove(f"checkpoints/{path.name}")

@@ -19,7 +19,7 @@ import torch
 
 from ..data.pictures import num_rows
 from ..inspection.plots import plot_learning_curves
-from .checkpoint import best_folder, read_weights, resume_command, rotate
+from .checkpoint import best_folder, read_weights, resume_command
 from .interruption import TrainingInterrupted
 from .progress import quiet_transformers
 from .recipe import Recipe
@@ -181,7 +181,7 @@ def _evaluate(run: Session, speed: float | None) -> None:
     run.display.row(row, note)
     if run.folder is not None:
         run.folder.write_metrics(run.rows)
-        rotate(run.folder, limit=run.recipe.checkpoint_limit, best_step=run.best_step)
+        run.rotate()
     if run.accelerator.log_with:
         numbers = {key: value for key, value in row.items() if key not in ("step", "epoch") and value is not None}
         run.accelerator.log(numbers, step=row["step"])

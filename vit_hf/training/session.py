@@ -42,6 +42,7 @@ from .setup import (
     build_model,
     check_choice,
     check_launch,
+    check_trackers,
     describe_run,
     enable_checkpointing,
     plan_for,
@@ -75,6 +76,7 @@ class Session:
             dynamo_backend="inductor" if recipe.compile else None,
         )
         check_launch(recipe, self.accelerator)
+        check_trackers(recipe, self.accelerator)
         self.stop = StopRequest()
         minutes, number = recipe.hang_timeout_minutes, self.accelerator.process_index
         name = f"process {number} of {self.accelerator.num_processes}"
@@ -162,7 +164,9 @@ class Session:
         if accelerator.log_with:
             project = accelerator.project_configuration
             project.project_dir, project.logging_dir = str(self.path), str(self.path / "tensorboard")
-            options = {"tensorboard": {"purge_step": self.step + 1}} if self.step else {}
+            options: dict[str, dict[str, Any]] = {"wandb": {"dir": str(self.path)}}
+            if self.step:  # what the log has of steps that are taken again
+                options["tensorboard"] = {"purge_step": self.step + 1}
             fields = {name: _plain(value) for name, value in flatten(recipe.to_dict()).items()}
             accelerator.init_trackers(recipe.name, config=fields, init_kwargs=options)
         return None
@@ -197,7 +201,8 @@ class Session:
     def _restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Put back what moves beside the weights."""
         inner = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        restore_optimizer(inner, self.optimizer.optimizer, read_optimizer(checkpoint), state["optimizer"])
+        tensors = read_optimizer(checkpoint, state)
+        restore_optimizer(inner, self.optimizer.optimizer, tensors, state["optimizer"])
         functions = {"lr_lambdas": [None] * len(self.schedule.base_lrs)}  # None: nothing to restore in a function
         self.schedule.load_state_dict({**state["schedule"], **functions})
         if self.average is not None:
@@ -268,6 +273,11 @@ class Session:
         network.save_pretrained(path, state_dict=weights)
         self.processor.save_pretrained(path)
 
+    def rotate(self) -> None:
+        """Remove the checkpoints that are no longer wanted."""
+        if self.folder is not None:
+            rotate(self.folder, step=self.step, limit=self.recipe.checkpoint_limit, best_step=self.best_step)
+
     def save(self) -> Path | None:
         """Publish a checkpoint of this step, then remove those that are no longer wanted; None if there can be none."""
         if not self.step or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -285,6 +295,7 @@ class Session:
             "loss_steps": self.loss_steps,
             "seconds": self.seconds(),
             "optimizer": groups,
+            "optimizer_tensors": sorted(tensors),
             "schedule": {key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"},
             "pieces": self.stepper.pieces,
             "n_averaged": None if self.average is None else int(self.average.n_averaged),
@@ -303,7 +314,7 @@ class Session:
             parts = [tensors, weights, moving or {}]
             needed = sum(tensor.nbytes for part in parts for tensor in part.values())
             self.folder.publish(name, write, bytes_needed=needed)
-            rotate(self.folder, limit=self.recipe.checkpoint_limit, best_step=self.best_step)
+            self.rotate()
         self.accelerator.wait_for_everyone()
         self.saved_at = time.perf_counter()
         self.watch.beat()

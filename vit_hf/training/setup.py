@@ -97,6 +97,15 @@ def check_choice(recipe: Recipe, pictures: Pictures) -> None:
         )
 
 
+def check_trackers(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Raise ValueError for a tracker that is not installed, which Accelerate would leave out."""
+    missing = sorted(set(recipe.trackers) - {"all", *map(str, accelerator.log_with)})
+    if missing:
+        raise ValueError(
+            f"trackers names {missing[0]!r}, which is not installed; pip install {missing[0]}, or leave it out"
+        )
+
+
 def check_launch(recipe: Recipe, accelerator: Accelerator) -> None:
     """Raise ValueError for what Accelerate would pass over in silence, and for what shards cannot do."""
     if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":

@@ -112,7 +112,7 @@ class RunFolder:
             new.mkdir()
             write(new)
             (new / MANIFEST).write_text(json.dumps(describe_files(new), indent=2) + "\n", encoding="utf-8")
-            _sync(new)
+            sync(new)
             if target.exists():
                 target.rename(old)
             try:
@@ -128,7 +128,7 @@ class RunFolder:
         """Let `write` fill a new folder, then move its files into the run folder, each at once."""
         with self._guard(self.path), _TemporaryFolder(self.path) as temporary:
             write(temporary)
-            _sync(temporary)
+            sync(temporary)
             for file in sorted(temporary.iterdir()):
                 os.replace(file, self.path / file.name)
             _sync_one(self.path)
@@ -144,7 +144,7 @@ class RunFolder:
         target = self.path / name
         with self._guard(target), _TemporaryFolder(target.parent) as temporary:
             write(temporary / "file")
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary / "file", target)
             _sync_one(target.parent)
         return target
@@ -232,7 +232,7 @@ class _TemporaryFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Force all that the folder holds to the disk, before it gets its name."""
     for path in [*folder.rglob("*"), folder]:
         _sync_one(path)

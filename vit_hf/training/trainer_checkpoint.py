@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import optimizer_tensors, restore_optimizer
-from .state import MANIFEST, DamagedFolderError, _sync, check_folder, describe_files
+from .state import MANIFEST, DamagedFolderError, check_folder, describe_files, sync
 
 logger = logging.getLogger(__name__)
 
@@ -128,12 +128,12 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
 
 def seal(folder: Path) -> None:
     """Force a checkpoint to the disk, then write its manifest: from then on it counts."""
-    _sync(folder)
+    sync(folder)
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps(describe_files(folder), indent=2) + "\n", encoding="utf-8")
-    _sync(folder)
+    sync(folder)
     temporary.rename(folder / MANIFEST)
-    _sync(folder)
+    sync(folder)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
