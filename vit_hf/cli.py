@@ -177,10 +177,13 @@ def _train(options: argparse.Namespace) -> int:
     folder = result.output
     if result.was_finished:
         print(f"{folder} is finished: {_scores(result.results)}; there is nothing to do")
-        return 0
+        if (folder / "README.md").exists():  # the last that is written
+            return 0
     if recipe.data.source == "digits" and options.data is None:
         save_examples(open_pictures(recipe.data), folder / "examples")
-    (folder / "README.md").write_text(render_card([folder]), encoding="utf-8")
+    card = folder / "README.md"
+    card.with_suffix(".new").write_text(render_card([folder]), encoding="utf-8")
+    card.with_suffix(".new").replace(card)
     measured = result.results
     print(
         f"\ntest: {_scores(measured)} on {measured['n']:,} pictures ({measured['split']}); trained in "

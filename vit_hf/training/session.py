@@ -4,6 +4,7 @@ The order of set-up is that of what can go wrong: recipe, data, network and chec
 written; what one process finds out (folders, checkpoints) the others are told.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -103,6 +104,9 @@ class Session:
             lambda: find_start(recipe, output, resume, record["data"])
         )
         if finished is not None:
+            if accelerator.is_main_process:
+                with contextlib.suppress(OSError):
+                    RunFolder(self.path, resume=True).close()  # removes what a kill at the very end has left
             return finished
         if checkpoint is None:
             model, self.processor = build_model(recipe, pictures.id2label)
