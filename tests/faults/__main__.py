@@ -1,6 +1,6 @@
 """All cases in the numbers that are to hold; prints and writes the figures.
 
-    python -m tests.faults [--kills 200] [--sigterms 50] [--budgets 20] [--mixes 17] [--seed N] [--output FILE]
+    python -m tests.faults [--kills 200] [--sigterms 50] [--budgets 20] [--mixes 16] [--seed N] [--output FILE]
 
 Exit code 1 if a figure does not hold.
 """
@@ -8,6 +8,7 @@ Exit code 1 if a figure does not hold.
 import argparse
 import functools
 import json
+import logging
 import os
 import platform
 import sys
@@ -129,6 +130,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="for the figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("vit_hf").setLevel(logging.ERROR)  # damage is what is tried here
+    transformers.utils.logging.disable_progress_bar()
     began = time.monotonic()
     sums: dict[tuple[str, str], tuple[Tally, list[float]]] = {}
     chosen = cases(options)

@@ -72,7 +72,7 @@ class Tally:
 
     def add(self, other: "Tally") -> None:
         """Count what another tally counted."""
-        self.counts += other.counts
+        self.counts.update(other.counts)  # adding would drop zeros
         self.problems += other.problems
 
 

@@ -8,6 +8,8 @@ any step and resumed ends with the same weights, bit for bit, as one that was no
 
 import contextlib
 import math
+import signal
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -266,8 +268,12 @@ def _announce(run: Session) -> None:
 def _is_end_of_a_loader(error: BaseException) -> bool:
     """Whether torch has found a loader process dead: its signal handler raises wherever the run happens to be."""
     if isinstance(error, ConnectionError | EOFError):  # it died while it handed over a batch
-        return any(frame.name == "_try_get_data" for frame in traceback.extract_tb(error.__traceback__))
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+        found = any(frame.f_code.co_name == "_try_get_data" for frame, _ in traceback.walk_tb(error.__traceback__))
+    else:
+        found = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    if found and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else the handler raises again while we end
+    return found
 
 
 def _count(number: int | None) -> str:
