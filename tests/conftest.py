@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from vit_hf import VitHfConfig
 
@@ -19,6 +20,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+    AcceleratorState._reset_state()  # the precision of a test before this one
 
 
 @pytest.fixture(scope="session")
