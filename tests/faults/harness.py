@@ -187,6 +187,8 @@ class Session:
             self.signal(signal.SIGKILL, group=True)
             raise TimeoutError(f"a session did not end within {patience_s:g} s:\n{self.log}")
         self.seconds = time.monotonic() - self.started
+        if self.process.exitcode == 255 and not any("exit" in note for note in self.notes):
+            return -signal.SIGKILL  # multiprocessing says 255 when the server's word of a child's death did not arrive
         return self.process.exitcode
 
 
