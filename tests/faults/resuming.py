@@ -16,7 +16,6 @@ from vit_hf import Recipe, VitHfForImageClassification, VitHfImageProcessor
 from vit_hf.data.loading import build_evaluation_loader
 from vit_hf.data.pictures import open_pictures
 from vit_hf.evaluation.scoring import score
-from vit_hf.training.recipe import field_names
 
 from . import trial
 from .crash import damage, die
@@ -80,10 +79,12 @@ MIXES: dict[str, dict[str, Any]] = {
     "best weights": {"keep": "best", "evaluate_every": 0.25, "optimization__ema_decay": 0.5},
     "BCE and layer decay": {"optimization__loss": "bce", "optimization__layer_decay": 0.7, **_MIXING},
     "constant rate, checkpointed activations": {"optimization__schedule": "constant", "gradient_checkpointing": True},
+    "masked image modelling": {
+        "task": "masked_image_modeling",
+        "augmentation__mask_patch_size": 8,
+        "optimization__label_smoothing": 0.0,
+    },
 }
-
-if "augmentation.mask_patch_size" in field_names():
-    MIXES["masked image modelling"] = {"task": "masked_image_modeling", "augmentation__mask_patch_size": 8}
 
 
 def resume_at_every_step(folder: Path, *, mix: str, steps: tuple[int, ...] | None = None) -> Tally:
