@@ -236,7 +236,7 @@ def two_writers(folder: Path) -> Tally:
     name = f"is being written by process {first.process.pid} on {socket.gethostname()}; wait for it, or stop it"
     tally.check(code == 1 and name in second.log, f"exit code {code}: {second.log[-500:]}")
     tally.check(second.seconds < 5, f"it took {second.seconds:.1f} s to refuse")
-    tally.check(first.process.is_alive(), f"the first ended: {first.log[-500:]}")
+    tally.check(first.is_running, f"the first ended: {first.log[-500:]}")
     tally.check(before == harness.digest(first.output / "checkpoints" / "step-00000001"), "the checkpoint changed")
     (folder / "go on").touch()
     tally.check(first.end() == 0, f"the first failed: {first.log[-500:]}")

@@ -7,12 +7,14 @@ import hashlib
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -95,9 +97,14 @@ def _server() -> multiprocessing.context.ForkServerContext:
     with mock.patch.dict(os.environ, environment):
         forkserver.ensure_running()
     ready = context.Process(target=int)  # the server answers when it is warm
-    ready.start()
-    ready.join()
+    with _POLLING:
+        ready.start()
+        ready.join()
     return context
+
+
+_POLLING = threading.Lock()
+"""Starting a process looks at all others too; two threads that do so at once read one exit code, and one gets 255."""
 
 
 class Session:
@@ -133,7 +140,14 @@ class Session:
         self.started = time.monotonic()
         trial = Trial(recipe, self.output, resume, self._notes, self._log, faults, environment or {})
         self.process = _server().Process(target=run, args=(trial,))
-        self.process.start()
+        with _POLLING:
+            self.process.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        with _POLLING:
+            return self.process.is_alive()
 
     @property
     def log(self) -> str:
@@ -159,12 +173,12 @@ class Session:
     def wait_until(self, condition: Callable[["Session"], bool]) -> bool:
         """Wait for something, or for the end; returns whether it runs."""
         deadline = time.monotonic() + _PATIENCE_S
-        while self.process.is_alive() and not condition(self):
+        while self.is_running and not condition(self):
             if time.monotonic() > deadline:
                 self.signal(signal.SIGKILL)
                 raise TimeoutError(f"a session did nothing for {_PATIENCE_S:g} s:\n{self.log}")
             time.sleep(0.001)
-        return self.process.is_alive()
+        return self.is_running
 
     def wait_for_steps(self) -> bool:
         """Wait for the first note."""
@@ -182,14 +196,13 @@ class Session:
 
     def end(self, patience_s: float = _PATIENCE_S) -> int:
         """Wait for its end and return its exit code, negative for a signal."""
-        self.process.join(patience_s)
-        if self.process.exitcode is None:
+        if not multiprocessing.connection.wait([self.process.sentinel], patience_s):
             self.signal(signal.SIGKILL, group=True)
             raise TimeoutError(f"a session did not end within {patience_s:g} s:\n{self.log}")
         self.seconds = time.monotonic() - self.started
-        if self.process.exitcode == 255 and not any("exit" in note for note in self.notes):
-            return -signal.SIGKILL  # multiprocessing says 255 when the server's word of a child's death did not arrive
-        return self.process.exitcode
+        with _POLLING:
+            self.process.join()
+            return self.process.exitcode
 
 
 def finish(folder: Path, recipe: Recipe, *faults: Fault, **options: Any) -> Session:

@@ -53,15 +53,13 @@ def run(trial: Trial) -> None:
     os.dup2(descriptor, 2)
     os.setpgid(0, 0)  # so that a signal can be sent to it and all its loader processes
     multiprocessing.set_start_method("fork", force=True)  # of loader processes: this process came from a fork server
-    note = _note_progress(trial.notes)
+    _note_progress(trial.notes)
     recipe = trial.notes.with_suffix(".yaml")
     recipe.write_text(trial.recipe.to_yaml(), encoding="utf-8")
     for fault in trial.faults:
         fault()
     words = ["train", str(recipe), "--output", str(trial.output)]
-    code = cli.main(words + (["--resume", trial.resume] if trial.resume else []))
-    note(exit=code)
-    sys.exit(code)
+    sys.exit(cli.main(words + (["--resume", trial.resume] if trial.resume else [])))
 
 
 def warm_up() -> None:
@@ -93,8 +91,7 @@ def around(owner: Any, name: str, before: Callable = lambda *a, **k: None, after
     setattr(owner, name, wrapped)
 
 
-def _note_progress(path: Path) -> Callable[..., None]:
-    """Write down every step and every published folder, and what the function that is returned is called with."""
+def _note_progress(path: Path) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(**values: Any) -> None:
@@ -109,7 +106,6 @@ def _note_progress(path: Path) -> Callable[..., None]:
     )
     around(Stepper, "take", after=lambda value, stepper, step, *rest: note(taken=step, loss=value.loss))
     around(RunFolder, "publish", after=lambda value, folder, name, *rest: note(published=name))
-    return note
 
 
 # ------------------------------------------------------------------------------------------- signals
