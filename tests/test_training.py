@@ -399,3 +399,21 @@ def test_masks_and_pairs_that_do_not_fit_are_refused_before_a_file_is_written(tm
     with pytest.raises(ValueError, match=message):
         train(small(keep="last", **changes), output=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_death_of_a_loader_is_found_behind_what_it_interrupted():
+    from vit_hf.training.loop import _end_of_a_loader
+
+    def interrupted(second: Exception) -> Exception:
+        try:
+            try:
+                raise RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed.")
+            except RuntimeError:
+                raise second  # noqa: B904 as a context manager does that was interrupted
+        except Exception as error:
+            return error
+
+    assert "pid 77" in str(_end_of_a_loader(interrupted(RuntimeError("trying to pop from empty mode stack"))))
+    assert "pid 77" in str(_end_of_a_loader(interrupted(OSError("disk"))))
+    assert _end_of_a_loader(RuntimeError("something else")) is None
+    assert _end_of_a_loader(ConnectionResetError("of the network")) is None

@@ -102,9 +102,9 @@ def _run_phases(run: Session, output: str | Path | None, resume: str | Path | No
     except BaseException as error:
         if run.folder is not None and run.step and not isinstance(error, TrainingInterrupted):
             run.display.print(f"to resume: {resume_command(run.path)}")
-        if _is_end_of_a_loader(error):
+        if death := _end_of_a_loader(error):
             raise ChildProcessError(
-                f"a loader process died ({error}); resume with fewer workers (--workers N), or see what killed it"
+                f"a loader process died ({death}); resume with fewer workers (--workers N), or see what killed it"
             ) from error
         raise
     finally:
@@ -265,15 +265,22 @@ def _announce(run: Session) -> None:
         say(f"resumed after step {run.step:,} in {run.path}")
 
 
-def _is_end_of_a_loader(error: BaseException) -> bool:
-    """Whether torch has found a loader process dead: its signal handler raises wherever the run happens to be."""
-    if isinstance(error, ConnectionError | EOFError):  # it died while it handed over a batch
-        found = any(frame.f_code.co_name == "_try_get_data" for frame, _ in traceback.walk_tb(error.__traceback__))
-    else:
-        found = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
-    if found and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else the handler raises again while we end
-    return found
+def _end_of_a_loader(error: BaseException | None) -> BaseException | None:
+    """Return torch's word that a loader process is dead, if that is why the run ended.
+
+    torch's signal handler raises it wherever the run happens to be, and what it interrupts may fail in its turn.
+    """
+    while error is not None:
+        if isinstance(error, ConnectionError | EOFError):  # it died while it handed over a batch
+            found = any(frame.f_code.co_name == "_try_get_data" for frame, _ in traceback.walk_tb(error.__traceback__))
+        else:
+            found = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+        if found:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else the handler raises again while we end
+            return error
+        error = error.__context__
+    return None
 
 
 def _count(number: int | None) -> str:
