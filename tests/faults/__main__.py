@@ -1,6 +1,6 @@
 """All cases in the numbers that are to hold; prints and writes the figures.
 
-    python -m tests.faults [--kills 200] [--sigterms 50] [--budgets 20] [--mixes 16] [--seed N] [--output FILE]
+    python -m tests.faults [--kills 200] [--sigterms 50] [--budgets 20] [--mixes 17] [--seed N] [--output FILE]
 
 Exit code 1 if a figure does not hold.
 """
