@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from vit_hf import Recipe, VitHfForImageClassification, VitHfImageProcessor, get
 from vit_hf.data.images import read_image
 from vit_hf.data.sources import load_source
 from vit_hf.evaluation.run import evaluate
-from vit_hf.training.checkpoint import read_weights
+from vit_hf.training.checkpoint import read_weights, step_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -417,3 +418,25 @@ def test_the_death_of_a_loader_is_found_behind_what_it_interrupted():
     assert "pid 77" in str(_end_of_a_loader(interrupted(OSError("disk"))))
     assert _end_of_a_loader(RuntimeError("something else")) is None
     assert _end_of_a_loader(ConnectionResetError("of the network")) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_a_compiled_run_is_saved_under_plain_names_and_resumes_exactly(tmp_path, average):
+    recipe = small(
+        compile=True,
+        keep="last",
+        optimization__max_steps=4,
+        optimization__ema_decay=average,
+        checkpoint_steps=2,
+        checkpoint_limit=9,
+        evaluate_every=100.0,
+    )
+    whole = train(recipe, output=tmp_path / "whole", quiet=True)
+    (tmp_path / "resumed" / "checkpoints").mkdir(parents=True)
+    shutil.copytree(whole.output / step_folder(2), tmp_path / "resumed" / step_folder(2))
+    train(recipe, output=tmp_path / "resumed", resume="auto", quiet=True)
+    assert weights(tmp_path / "resumed") == weights(whole.output)
+    assert set(load_file(whole.output / "model.safetensors")) == set(
+        VitHfForImageClassification.from_pretrained(whole.output).state_dict()
+    )

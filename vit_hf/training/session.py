@@ -268,7 +268,12 @@ class Session:
         """The weights to save: averaged ones if there are, gathered on the CPU."""
         if self.average is not None:
             return {name: tensor.cpu() for name, tensor in self.average.module.state_dict().items()}
-        return self.accelerator.get_state_dict(self.model)
+        return self._moving_weights()
+
+    def _moving_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that the optimiser moves, gathered on the CPU, by their names in the plain model."""
+        whole = self.accelerator.get_state_dict(self.model)
+        return {name.removeprefix("_orig_mod."): tensor for name, tensor in whole.items()}  # torch.compile's prefix
 
     def save_model(self, path: Path, weights: dict[str, torch.Tensor]) -> None:
         """Write weights, config, code and image processor into a folder."""
@@ -289,7 +294,7 @@ class Session:
         inner = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         tensors, groups = optimizer_tensors(inner, self.optimizer.optimizer)
         weights = self.weights()
-        moving = None if self.average is None else self.accelerator.get_state_dict(self.model)
+        moving = None if self.average is None else self._moving_weights()
         state = {
             "step": self.step,
             "evaluated": self.evaluated,
