@@ -219,3 +219,16 @@ def test_the_command_prints_the_error_and_the_next_commands(tmp_path, capsys):
     assert main(["train", "digits", *words, "--output", str(folder), "--resume", "auto"]) == 0
     assert "is finished" in capsys.readouterr().out
     assert "top-1" not in (folder / "README.md").read_text()
+
+
+def test_a_pre_trained_encoder_is_fine_tuned_and_not_scored_before(run, tmp_path, capsys):
+    assert main(["evaluate", str(run.output), "--data", "digits"]) == 1
+    assert "is a model for masked images and names no classes; fine-tune it first" in capsys.readouterr().err
+    changes = {"task": "classification", "keep": "last", "model.init_from": str(run.output)}
+    network = {name: None for name in MASKED if name.startswith("model.")}
+    recipe = get_recipe("digits").override({k: v for k, v in MASKED.items() if k not in network} | changes)
+    fine = train(recipe, output=tmp_path / "fine", quiet=True)
+    assert 0 < fine.results["top1"] <= 1
+    before = load_file(run.output / "model.safetensors")["vit.layers.0.attention.qkv.weight"]
+    after = load_file(fine.output / "model.safetensors")["vit.layers.0.attention.qkv.weight"]
+    assert 0 < (before - after).abs().max() < 0.2  # it began there

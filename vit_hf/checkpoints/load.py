@@ -89,18 +89,25 @@ def load_checkpoint(
 
 
 def load_model(
-    path_or_hub_id: str | Path, **config_overrides: Any
+    path_or_hub_id: str | Path, *, to_train: bool = False, **config_overrides: Any
 ) -> tuple[VitHfForImageClassification, VitHfImageProcessor]:
     """Load a model of this package, or one of any library by `load_checkpoint`, with its image processor.
 
     Args:
         path_or_hub_id: model folder, weights file or Hub id.
+        to_train: take the encoder of a model for masked images too, with a new classifier.
         config_overrides: as in `VitHfForImageClassification.from_pretrained` and `load_checkpoint`.
 
     Raises:
-        ValueError: see those two.
+        ValueError: see those two; or a model for masked images, which names no classes yet.
     """
     if _is_ours(path_or_hub_id):
+        settings, _ = VitHfConfig.get_config_dict(path_or_hub_id)
+        if not to_train and settings.get("architectures") == ["VitHfForMaskedImageModeling"]:
+            raise ValueError(
+                f"{path_or_hub_id} is a model for masked images and names no classes; fine-tune it first: "
+                f"vit-hf train vit_finetune --model.init_from {path_or_hub_id} --data SOURCE"
+            )
         model = VitHfForImageClassification.from_pretrained(path_or_hub_id, **config_overrides)
         return model, VitHfImageProcessor.from_pretrained(path_or_hub_id)
     model = load_checkpoint(path_or_hub_id, **config_overrides)

@@ -55,7 +55,7 @@ def _build_network(recipe: Recipe, id2label: dict[int, str]) -> tuple[VitHfPreTr
             raise ValueError(f"model.init_from is {model.init_from!r}; {recipe.task} starts from a model.variant only")
         head = {name: value for name, value in model.config.items() if name in HEAD_FIELDS}
         rest = {name: value for name, value in model.config.items() if name not in HEAD_FIELDS}
-        network, processor = load_model(model.init_from, **rest)
+        network, processor = load_model(model.init_from, to_train=True, **rest)
         network = replace_head(network, head)
         if network.config.id2label != id2label:
             network.set_labels(id2label)
