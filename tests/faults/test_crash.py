@@ -1,8 +1,12 @@
 """A run that is killed, whose disk is full or whose files are damaged (cases 1 to 10 and 21)."""
 
 import functools
+import os
+import stat
+from pathlib import Path
 
 import pytest
+import torch
 
 from . import crash, trial
 from .harness import finish, small
@@ -95,6 +99,9 @@ def test_an_output_that_is_a_file_or_vanishes_is_an_error(tmp_path, hold):
 
 def test_a_read_only_output_is_an_error_before_a_step_is_taken(open_folder, hold):
     """Case 8."""
+    closed = [path for path in Path(torch.__file__).parents if not path.stat().st_mode & stat.S_IXOTH]
+    if closed and os.geteuid() == 0:
+        pytest.skip(f"without the rights of root nothing can be imported from {closed[0]}")
     hold(crash.read_only(open_folder))
 
 
