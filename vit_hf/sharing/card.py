@@ -100,7 +100,7 @@ def _body(results: list[dict[str, Any]], recipe: dict[str, Any]) -> str:
     sizes = ", ".join(f"{name} {split['n']:,}" if split["n"] else f"{name} streamed" for name, split in splits)
     held_out = "held out of the training split" if recipe["data"]["validation_fraction"] else "of the validation split"
     kept = f"the best on pictures {held_out}" if first["kept"] == "best" else "the last of the run"
-    config = {key: value for key, value in recipe["model"].items() if value is not None}
+    config = {key: value for key, value in recipe["model"].items() if value not in (None, [])}
     is_classifier = "top1" in first
     kind = f"An image classifier with {first['data']['num_labels']} classes" if is_classifier else _MASKED
     return f"""# {first["recipe"]}: a Vision Transformer trained with vit-hf
