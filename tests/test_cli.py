@@ -308,7 +308,7 @@ def finished(tmp_path_factory):
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
     """Return size and time of every file."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
 
 
