@@ -265,7 +265,7 @@ import gc, re, sys
 import torch
 from vit_hf import VitHfForImageClassification, variant
 from vit_hf.training import costs, plan
-from vit_hf.training.optim import build_optimizer
+from vit_hf.training.optim import build_optimizer, freeze_parameters
 from vit_hf.training.recipe import Recipe
 
 torch.set_num_threads(1)
