@@ -12,7 +12,7 @@ the stock Trainer, and serves those who have arguments and data of their own.
 import sys
 from typing import Any
 
-from vit_hf.cli import read_overrides
+from vit_hf.cli.words import read_overrides
 from vit_hf.training.trainer_run import train_with_trainer
 
 USAGE = "usage: finetune_trainer.py RECIPE [--output DIR] [--resume auto|PATH] [--FIELD VALUE ...]"

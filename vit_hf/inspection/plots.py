@@ -157,7 +157,7 @@ def _picture(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # 16 bits and more: the range that is there becomes black to white
         values = np.asarray(image, dtype=np.float64)
         low, high = values.min(), values.max()
-        image = Image.fromarray(np.uint8(255 * (values - low) / max(high - low, 1e-12)))
+        image = Image.fromarray((255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

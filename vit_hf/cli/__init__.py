@@ -1,0 +1,69 @@
+"""The command `vit-hf`: parse, call the package, print. Each module of this room holds a few commands."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from transformers.utils import logging
+
+from .. import __version__
+from . import models, training, weights
+
+DESCRIPTION = "Train, evaluate, convert, share and look at Vision Transformers in the Hugging Face ecosystem."
+ROOMS = (training, models, weights)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    0 done; 1 an error, the message tells how to mend it; 2 usage; 75 training was stopped by SIGTERM or Ctrl-C and can
+    be resumed; 130 Ctrl-C elsewhere, or twice.
+    """
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not options.takes_fields:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.overrides = rest
+    logging.disable_progress_bar()  # of loading and saving weights; ours show what takes long
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except _user_errors() as error:
+        if options.debug:
+            raise
+        print(f"vit-hf {options.command}: error: {_clean(error)}", file=sys.stderr)
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="vit-hf", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"vit-hf {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run, text: str, takes_fields: bool = False, **options) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, parents=[common], help=text, description=text, **options)
+        command.set_defaults(run=run, takes_fields=takes_fields)
+        return command
+
+    for room in ROOMS:
+        room.add_commands(add)
+    return parser
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """What a user can mend; anything else is a fault of ours and keeps its traceback."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (ValueError, OSError, FloatingPointError, MemoryError, StrictDataclassError)
+
+
+def _clean(error: Exception) -> str:
+    """The message without the wrapping of validators."""
+    cause = error.__cause__
+    text = str(cause) if type(error).__name__.startswith("StrictDataclass") and cause is not None else str(error)
+    return text or type(error).__name__
