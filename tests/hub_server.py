@@ -54,7 +54,9 @@ class Hub:
             ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (handler,), {"hub": self}))
             for handler in (_Handler, _Storage)
         ]
-        self.url, self.storage = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
+        ports = [server.server_address[1] for server in self._servers]
+        # Two names of one machine: the client takes a redirect to another name for one that leaves the Hub.
+        self.url, self.storage = f"http://127.0.0.1:{ports[0]}", f"http://localhost:{ports[1]}"
 
     def __enter__(self):
         for server in self._servers:

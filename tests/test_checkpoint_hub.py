@@ -199,6 +199,7 @@ def test_no_answer_is_an_error_and_not_an_empty_repo(monkeypatch):
         raise LocalEntryNotFoundError("Please check your connection and try again.") from ConnectionError("refused")
 
     monkeypatch.setattr(files, "hf_hub_download", no_answer)
+    monkeypatch.setattr(files.constants, "HF_HUB_OFFLINE", False)  # whatever the tests' own process is told
     with pytest.raises(OSError, match="Please check your connection"):
         load_checkpoint("google/tiny-vit")
 
