@@ -118,6 +118,11 @@ class Hub:
         with self.lock:
             self._faults[endpoint].append(_Fault(how, status, after, times))
 
+    def mend(self):
+        """Forget the failures that have not come to pass."""
+        with self.lock:
+            self._faults = {endpoint: [] for endpoint in ENDPOINTS}
+
     def next_fault(self, endpoint: str) -> _Fault | None:
         """Count a request, and return how it is to fail."""
         with self.lock:
