@@ -559,6 +559,8 @@ def test_a_model_is_pushed_and_loaded(hub, client, tiny):
 import torch, vit_hf
 torch.manual_seed(0)
 model = vit_hf.VitHfForImageClassification(vit_hf.VitHfConfig(**sizes)).eval()
+for parameter in model.parameters():
+    torch.nn.init.normal_(parameter, std=0.1)
 model.push_to_hub("tester/tiny", private=True)
 same = vit_hf.VitHfForImageClassification.from_pretrained("tester/tiny").eval()
 pixels = torch.randn(2, 3, 16, 24)

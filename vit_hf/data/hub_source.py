@@ -19,6 +19,8 @@ import datasets
 import datasets.packaged_modules
 import huggingface_hub
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from datasets.naming import camelcase_to_snakecase
+from datasets.packaged_modules.cache.cache import Cache
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,9 @@ def load_hub(
     try:
         with _offline() if offline else contextlib.nullcontext():
             stream = streaming and not offline  # a cached copy is prepared, which lets its commit be checked
-            splits = dict(datasets.load_dataset(name, config_name, revision=commit or revision, streaming=stream))
+            splits = _load_cached(name, config_name=config_name, commit=revision) if offline else None
+            if splits is None:
+                splits = dict(datasets.load_dataset(name, config_name, revision=commit or revision, streaming=stream))
     except DatasetNotFoundError as error:
         raise FileNotFoundError(_not_found(name, revision)) from error
     except _NETWORK_ERRORS as error:
@@ -87,6 +91,22 @@ def _find_commit(name: str, revision: str | None) -> str | None:
         return api.dataset_info(name, revision=revision, expand=["sha"], timeout=_REQUEST_SECONDS).sha
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise FileNotFoundError(_not_found(name, revision)) from error
+
+
+def _load_cached(name: str, *, config_name: str | None, commit: str | None) -> dict[str, Any] | None:
+    """The cached copy of one commit, or None; `datasets` alone takes the copy made last, whatever its commit."""
+    if commit is None or not _COMMIT.fullmatch(commit):
+        return None
+    *owner, last = name.split("/")
+    root = Path(datasets.config.HF_DATASETS_CACHE, "___".join([*owner, camelcase_to_snakecase(last)]))
+    copies = sorted(root.glob(f"{config_name or '*'}/*/{commit}"))  # config / version / commit
+    if len(copies) > 1:
+        raise ValueError(f"several configs are cached: {', '.join(copy.parts[-3] for copy in copies)}")
+    for copy in copies:
+        config, version, _ = copy.parts[-3:]
+        builder = Cache(repo_id=name, dataset_name=last, config_name=config, version=version, hash=commit)
+        return dict(builder.as_dataset())
+    return None
 
 
 def _not_found(name: str, revision: str | None) -> str:
@@ -118,6 +138,8 @@ def _check_commit(splits: dict[str, Any], *, name: str, wanted: str | None) -> s
         logger.warning(
             "%s: offline, so that revision %r cannot be checked; using commit %s", name, wanted, ", ".join(found)
         )
+    if wanted is None:
+        logger.warning("%s: offline; using commit %s, the copy in the cache made last", name, ", ".join(found))
     return commits.pop() if len(commits) == 1 else None
 
 
