@@ -365,8 +365,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 result = EvalResult("image-classification", "cifar10", "CIFAR-10", "accuracy", 0.9)
 data = ModelCardData(license="mit", pipeline_tag="image-classification", model_name="a", eval_results=[result])
 card = ModelCard(f"---\\n{data.to_yaml()}\\n---\\n# A card\\n")
-card.validate()
-card.push_to_hub(repo)
+api.upload_file(repo_id=repo, path_or_fileobj=str(card).encode(), path_in_repo="README.md")
 info = api.model_info(repo)
 result = [info.pipeline_tag, info.card_data.license, info.card_data.eval_results[0].metric_value]
 """,
