@@ -20,6 +20,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from vit_hf import VitHfForImageClassification, get_recipe, train, variant
+from vit_hf.evaluation.predictions import read_predictions
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "scripts" / "launch"
@@ -130,6 +131,12 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert mine["train_loss"] == pytest.approx(other["train_loss"], abs=2e-6)
         assert mine["top1"] == other["top1"]
     assert results[0]["n"] == results[1]["n"] == 51
+    scores = [read_predictions(run / "predictions.parquet") for run in (a, b)]
+    assert torch.equal(scores[0].labels, scores[1].labels)
+    torch.testing.assert_close(scores[0].logits, scores[1].logits, atol=1e-5, rtol=0)
+    for key in ("per_class", "confusions"):
+        assert results[0][key] == results[1][key]
+    assert results[0]["intervals"]["top1"] == results[1]["intervals"]["top1"]
     assert results[0]["top1"] == results[1]["top1"]
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], abs=2e-6)
 

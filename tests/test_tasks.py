@@ -123,7 +123,8 @@ def test_the_score_is_the_mean_over_pictures_of_the_error_counted_by_hand(networ
     task, pixels = MaskedImageModeling(masked(), network), torch.randn(7, 3, 16, 24)
     accelerator = Accelerator(cpu=True)
     counts = []
-    measured = task.measure(network, rows_of(pixels, 3), accelerator, num_samples=7, on_batch=counts.append)
+    found = task.score(network, rows_of(pixels, 3), accelerator, num_samples=7, on_batch=counts.append)
+    measured = found.measure()
     masking = PatchMasking(ratio=0.5, mask_patch_size=8, patch_hw=(4, 8), seed=0)
     hidden = masking.draw(list(range(7)), 16, 24)["bool_masked_pos"]
     with torch.no_grad():
@@ -138,10 +139,8 @@ def test_a_picture_has_the_same_mask_in_every_evaluation_whatever_seed_and_batch
     losses = []
     for seed, batch_size in ((0, 3), (0, 7), (5, 2)):
         task = MaskedImageModeling(masked(seed=seed), network)
-        measured = task.measure(
-            network, rows_of(pixels, batch_size), Accelerator(cpu=True), num_samples=7, on_batch=lambda count: None
-        )
-        losses.append(measured["loss"])
+        found = task.score(network, rows_of(pixels, batch_size), Accelerator(cpu=True), num_samples=7)
+        losses.append(found.measure()["loss"])
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)  # other batches sum otherwise
 
 
@@ -166,6 +165,7 @@ def test_the_records_have_the_error_and_no_accuracy(run):
     for record in (*rows, results):
         assert "top1" not in record
         assert "top5" not in record
+    assert not (run.output / "predictions.parquet").exists()
     assert results["n"] == 50
     assert (run.output / "learning_curves.png").stat().st_size > 0
 

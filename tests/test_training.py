@@ -14,7 +14,10 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 from vit_hf import Recipe, VitHfForImageClassification, VitHfImageProcessor, get_recipe, train
 from vit_hf.data.images import read_image
+from vit_hf.data.pictures import open_pictures
 from vit_hf.data.sources import load_source
+from vit_hf.evaluation.analysis import analyse
+from vit_hf.evaluation.predictions import read_predictions
 from vit_hf.evaluation.run import evaluate
 from vit_hf.training.checkpoint import read_weights, step_folder
 
@@ -68,7 +71,7 @@ def test_the_run_folder_is_a_model_repo_with_its_records(run):
     model = {"config.json", "model.safetensors", "preprocessor_config.json"}
     code = {"configuration_vit_hf.py", "modeling_vit_hf.py", "image_processing_vit_hf.py"}
     records = {"recipe.yaml", "run.json", "results.json", "metrics.jsonl", "tensorboard", "checkpoints"}
-    records.add("learning_curves.png")
+    records |= {"learning_curves.png", "predictions.parquet"}
     assert names == model | code | records
     assert any((run.output / "tensorboard").rglob("events.out.tfevents.*"))
     assert Recipe.from_yaml(run.output / "recipe.yaml").seed == 0
@@ -95,6 +98,16 @@ def test_results_name_data_versions_and_scores(run):
     assert 0 <= results["top1"] <= results["top5"] <= 1
     assert results["versions"]["torch"] == importlib.metadata.version("torch")
     assert len(results["data"]["splits"]["train"]["sha256"]) == 64
+
+
+def test_the_predictions_are_those_of_the_final_test_and_give_its_numbers(run):
+    scores = read_predictions(run.output / "predictions.parquet")
+    again = {**scores.measure(), **analyse(scores, [str(digit) for digit in range(10)])}
+    assert {name: run.results[name] for name in again} == again
+    assert scores.labels.tolist() == open_pictures(Recipe.from_yaml(run.output / "recipe.yaml").data).test["label"]
+    with torch.no_grad():
+        logits = VitHfForImageClassification.from_pretrained(run.output)(_pixels(run.output)).logits
+    torch.testing.assert_close(scores.logits[:8], logits, atol=1e-5, rtol=0)  # a batch of another size
 
 
 def test_metrics_hold_one_row_an_evaluation_and_the_kept_weights_are_the_best_row(run):
@@ -124,11 +137,15 @@ def test_evaluate_repeats_the_score_of_the_run(run, tmp_path):
     assert {key: again[key] for key in ("top1", "top5", "n")} == {k: full.results[k] for k in ("top1", "top5", "n")}
     assert again["loss"] == pytest.approx(full.results["loss"], abs=1e-6)  # other batch size, other order of sums
     assert json.loads((tmp_path / "score" / "results.json").read_text()) == again
+    scores = [read_predictions(folder / "predictions.parquet") for folder in (full.output, tmp_path / "score")]
+    assert torch.equal(scores[0].labels, scores[1].labels)
+    torch.testing.assert_close(scores[0].logits, scores[1].logits, atol=1e-5, rtol=0)
+    assert again["per_class"] == full.results["per_class"]
 
 
 # ------------------------------------------------------------------------------------------- loading what it left
 def _pixels(folder: Path) -> torch.Tensor:
-    rows = load_source("digits").test.select(range(8))
+    rows = open_pictures(Recipe.from_yaml(folder / "recipe.yaml").data).test.select(range(8))
     pictures = [read_image(row["image"], where="a test picture").convert("RGB") for row in rows]
     return VitHfImageProcessor.from_pretrained(folder)(pictures, return_tensors="pt")["pixel_values"]
 

@@ -14,7 +14,7 @@ def add_commands(add: Add) -> None:
     evaluate.add_argument("model", metavar="MODEL", help="model folder or Hub id")
     evaluate.add_argument("--data", metavar="SOURCE", help="data to score (default: what a run folder was trained on)")
     evaluate.add_argument("--split", metavar="NAME", help="split (default: test, else validation)")
-    evaluate.add_argument("--output", metavar="DIR", help="new folder for results.json")
+    evaluate.add_argument("--output", metavar="DIR", help="new folder for results.json and predictions.parquet")
     evaluate.add_argument("--batch-size", type=positive, default=64, metavar="N", help="default: 64")
 
     predict = add("predict", _predict, "Name what pictures show.")

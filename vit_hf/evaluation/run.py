@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from ..checkpoints.load import load_model
 from ..data.loading import build_evaluation_loader
 from ..data.pictures import DataFields, num_rows, open_pictures
+from .analysis import analyse
+from .predictions import PREDICTIONS, write_predictions
 from .scoring import Scores, align_labels, score
 
 
@@ -30,12 +32,13 @@ def evaluate(
         model: folder or Hub id of a model of this package, or what `load_checkpoint` takes.
         data: what `load_source` takes; None for the data a run folder was trained on, cut as in training.
         split: name of the split; None for test, else validation.
-        output: new folder for results.json.
+        output: new folder for results.json and predictions.parquet.
         batch_size: pictures a process takes at once.
         on_batch: called after each batch with the pictures scored so far and their total (None when streamed).
 
     Returns:
-        top1, top5 (fractions), loss (nats), n, data, split, model; None on other than the main process.
+        top1, top5 (fractions), loss (nats), n, data, split, model, and what `analyse` returns; None on other than the
+        main process.
 
     Raises:
         FileExistsError: `output` exists and is not empty.
@@ -68,17 +71,19 @@ def evaluate(
     scores = score(network, loader, accelerator, num_samples=total, on_batch=count)
     config = accelerator.unwrap_model(network).config
     model_names = tuple(config.id2label[index] for index in range(config.num_labels))
-    labels = align_labels(scores.labels, pictures.source.label_names, model_names)
+    scores = Scores(scores.logits, align_labels(scores.labels, pictures.source.label_names, model_names))
     results = {
-        **Scores(scores.logits, labels).measure(),
+        **scores.measure(),
         "data": pictures.source.name,
         "split": name,
         "model": str(model),
+        **analyse(scores, model_names),
     }
     if not accelerator.is_main_process:
         return None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+        write_predictions(folder / PREDICTIONS, scores)
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 

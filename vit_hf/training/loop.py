@@ -20,6 +20,9 @@ from typing import Any
 import torch
 
 from ..data.pictures import num_rows
+from ..evaluation.analysis import analyse
+from ..evaluation.predictions import PREDICTIONS, write_predictions
+from ..evaluation.scoring import Scores
 from ..inspection.plots import plot_learning_curves
 from .checkpoint import best_folder, read_weights, resume_command
 from .interruption import TrainingInterrupted
@@ -35,7 +38,7 @@ class TrainResult:
 
     output: Path
     results: dict[str, Any]
-    """What results.json holds: top1, top5 (fractions), loss (nats), n, and the record of the run."""
+    """What results.json holds: top1, top5 (fractions), loss (nats), n, the record of the run, and `analyse`'s keys."""
     is_main_process: bool
     """Whether this process wrote the folder."""
     was_finished: bool = False
@@ -126,6 +129,7 @@ def _train(run: Session) -> None:
             stop, save = outcome.flags
             run.step += 1
             run.watch.beat()
+            run.energy.sample()
             run.loss_sum += outcome.loss
             run.loss_steps += 1
             run.evaluated = not _evaluation_is_due(run)
@@ -170,7 +174,9 @@ def _evaluate(run: Session, speed: float | None) -> None:
     }
     note = ""
     if run.pictures.validation is not None:
-        measured = run.score(run.pictures.validation, "validation", on_batch=partial(_evaluation_goes_on, run))
+        measured = run.score(
+            run.pictures.validation, "validation", on_batch=partial(_evaluation_goes_on, run)
+        ).measure()
         row.update({name: measured[name] for name in ("top1", "top5") if name in measured})
         row["validation_loss"] = measured["loss"]
         if run.recipe.keep == "best" and run.task.is_better(row, run.best):
@@ -203,7 +209,7 @@ def _stop(run: Session) -> None:
 
 def _finish(run: Session) -> TrainResult:
     """Save the model, load it again, prove it by its validation record, and test it once."""
-    seconds = run.seconds()
+    seconds, energy = run.seconds(), run.energy_kwh()
     weights = run.weights()
     if run.recipe.keep == "best":
         assert run.best is not None
@@ -214,7 +220,7 @@ def _finish(run: Session) -> TrainResult:
     network = run.task.model_class.from_pretrained(run.path).to(run.accelerator.device)
     if run.best is not None:
         assert run.pictures.validation is not None
-        again = run.score(run.pictures.validation, "validation", network)
+        again = run.score(run.pictures.validation, "validation", network).measure()
         key = "loss" if run.task.metric == "validation_loss" else run.task.metric
         tolerance = 0.002 if run.recipe.compile else 0.0  # compiled and plain kernels round differently
         recorded = run.best[run.task.metric]
@@ -222,9 +228,9 @@ def _finish(run: Session) -> TrainResult:
             raise RuntimeError(
                 f"the saved model has {run.task.metric} {again[key]:.6f} on validation, its record says {recorded:.6f}"
             )
-    measured = run.score(run.pictures.test, run.pictures.test_name, network)
+    scores = run.score(run.pictures.test, run.pictures.test_name, network)
     results = {
-        **measured,
+        **scores.measure(),
         "split": run.pictures.test_name,
         "recipe": run.recipe.name,
         "seed": run.recipe.seed,
@@ -235,11 +241,17 @@ def _finish(run: Session) -> TrainResult:
         "steps": run.plan.total_steps,
         "epochs": run.epoch(run.plan.total_steps),
         "seconds": seconds,
+        "energy_kwh": energy,
+        "energy_source": None if energy is None else run.energy.source,
         **run.record,
     }
+    if isinstance(scores, Scores):
+        results.update(analyse(scores, run.pictures.source.label_names))
     if run.folder is not None:
         if not math.isinf(run.plan.steps_per_epoch):  # a streamed set has no epochs to draw over
             plot_learning_curves(run.rows, run.path / "learning_curves.png")
+        if isinstance(scores, Scores):
+            run.folder.write_file(PREDICTIONS, lambda path: write_predictions(path, scores))
         run.folder.write_json("results.json", results)
     run.accelerator.wait_for_everyone()
     return TrainResult(run.path, results, run.accelerator.is_main_process)

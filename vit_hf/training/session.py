@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from ..data.loading import build_evaluation_loader, build_train_loader
 from ..data.pictures import Split, num_rows, open_pictures
 from ..data.transforms import TrainTransform
+from ..evaluation.scoring import Scores
 from .checkpoint import (
     find_start,
     flatten,
@@ -34,6 +35,7 @@ from .checkpoint import (
     step_folder,
     write_training_state,
 )
+from .energy import EnergyMeter
 from .fit import fit_device_batch
 from .interruption import HangWatch, StopRequest
 from .optim import build_average, build_optimizer, build_schedule
@@ -52,7 +54,7 @@ from .setup import (
 )
 from .state import RunFolder
 from .step import Stepper
-from .tasks import TASKS, Task
+from .tasks import TASKS, Errors, Task
 
 T = TypeVar("T")
 
@@ -89,6 +91,8 @@ class Session:
         self.rows: list[dict[str, Any]] = []
         self.loss_sum, self.loss_steps = 0.0, 0  # since the last evaluation
         self.seconds_before = 0.0  # of training, in the sessions before this one
+        self.energy_before: float | None = 0.0  # kWh, likewise
+        self.energy = EnergyMeter(self.accelerator.device, packages=self.accelerator.is_local_main_process)
 
     def set_up(self, output: str | Path | None, resume: str | Path | None) -> dict[str, Any] | None:
         """Make all objects; what can be wrong comes first. Returns the results if the run to resume is finished."""
@@ -195,7 +199,8 @@ class Session:
         if state is not None:
             first = state["record"]
             session = {
-                key: record[key] for key in ("started", "command", "git_commit", "versions", "device", "processes")
+                key: record[key]
+                for key in ("started", "command", "git_commit", "versions", "torch_build", "device", "processes")
             }
             record = {**first, "resumed": [*first.get("resumed", []), {"step": state["step"], **session}]}
         self.folder.write_text("recipe.yaml", self.recipe.to_yaml())
@@ -220,6 +225,8 @@ class Session:
         self.evaluated, self.best, self.rows = state["evaluated"], state["best"], state["rows"]
         self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
         self.seconds_before = state["seconds"]
+        same = state.get("energy_source") == self.energy.source  # it is unknown in checkpoints of earlier versions
+        self.energy_before = state.get("energy_kwh") if same else None
         if self.folder is not None:
             self.folder.write_metrics(self.rows)
 
@@ -230,7 +237,7 @@ class Session:
         name: str,
         network: nn.Module | None = None,
         on_batch: Callable[[int], None] = lambda count: None,
-    ) -> dict[str, float]:
+    ) -> Scores | Errors:
         """Score a split with the weights that would be saved now, or with another network."""
         loader: DataLoader = build_evaluation_loader(
             split,
@@ -242,7 +249,12 @@ class Session:
         )
         loader = self.accelerator.prepare_data_loader(loader)
         network = network or (self.model if self.average is None else self.average.module)
-        return self.task.measure(network, loader, self.accelerator, num_samples=num_rows(split), on_batch=on_batch)
+
+        def after_batch(count: int) -> None:
+            self.energy.sample()
+            on_batch(count)
+
+        return self.task.score(network, loader, self.accelerator, num_samples=num_rows(split), on_batch=after_batch)
 
     def on_any_process(self, mine: bool) -> bool:
         """Whether it is so on any process."""
@@ -257,6 +269,11 @@ class Session:
     def seconds(self) -> float:
         """Seconds since the start, over all sessions of the run."""
         return round(self.seconds_before + time.perf_counter() - self.started, 1)
+
+    def energy_kwh(self) -> float | None:
+        """Energy since the start, over all sessions and processes, which all call this; None where it is unknown."""
+        now = self.energy.kwh(self.accelerator)
+        return None if now is None or self.energy_before is None else self.energy_before + now
 
     @property
     def best_step(self) -> int | None:
@@ -295,6 +312,7 @@ class Session:
         tensors, groups = optimizer_tensors(inner, self.optimizer.optimizer)
         weights = self.weights()
         moving = None if self.average is None else self._moving_weights()
+        energy = self.energy_kwh()
         state = {
             "step": self.step,
             "evaluated": self.evaluated,
@@ -303,6 +321,8 @@ class Session:
             "loss_sum": self.loss_sum,
             "loss_steps": self.loss_steps,
             "seconds": self.seconds(),
+            "energy_kwh": energy,
+            "energy_source": None if energy is None else self.energy.source,
             "optimizer": groups,
             "optimizer_tensors": sorted(tensors),
             "schedule": {key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"},

@@ -155,6 +155,7 @@ def describe_run(recipe: Recipe, pictures: Pictures, accelerator: Accelerator) -
         ),
         "git_commit": _git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "torch_build": f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}",
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "distributed_type": accelerator.distributed_type.value,

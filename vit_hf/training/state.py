@@ -86,9 +86,19 @@ class RunFolder:
         except Timeout:
             raise BlockingIOError(f"{self.path} is being written by {name}; wait for it, or stop it") from None
 
+    def write_file(self, name: str, write: Callable[[Path], Any]) -> Path:
+        """Let `write` write one file, given the path to write to, and give it its name at once."""
+        target = self.path / name
+        with self._guard(target), _TemporaryFolder(target.parent) as temporary:
+            write(temporary / "file")
+            sync(temporary)
+            os.replace(temporary / "file", target)
+            _sync_one(target.parent)
+        return target
+
     def write_text(self, name: str, text: str) -> Path:
         """Write one UTF-8 file at once."""
-        return self._publish_file(name, lambda path: path.write_text(text, encoding="utf-8"))
+        return self.write_file(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write one JSON file at once; NaN and infinity are refused."""
@@ -139,15 +149,6 @@ class RunFolder:
         with _TemporaryFolder(target.parent) as temporary:
             target.rename(temporary / "old")
             _sync_one(target.parent)
-
-    def _publish_file(self, name: str, write: Callable[[Path], Any]) -> Path:
-        target = self.path / name
-        with self._guard(target), _TemporaryFolder(target.parent) as temporary:
-            write(temporary / "file")
-            sync(temporary)
-            os.replace(temporary / "file", target)
-            _sync_one(target.parent)
-        return target
 
     @contextlib.contextmanager
     def _guard(self, target: Path, bytes_needed: int = 0) -> Iterator[None]:

@@ -1,11 +1,12 @@
 """What is learned: classes of labelled pictures, or the hidden patches of pictures without labels (SimMIM).
 
-A task has the network's class, what is drawn for a batch, the loss, and the score on a split.
+A task has the network's class, what is drawn for a batch, the loss, and the scores of a split's samples.
 
 Shapes: B pictures, C channels, H x W pixels, L classes.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.mixing import PairMixing, PatchMasking
-from ..evaluation.scoring import gather_rows, score
+from ..evaluation.scoring import Scores, gather_rows, score
 from ..modeling_vit_hf import (
     VitHfForImageClassification,
     VitHfForMaskedImageModeling,
@@ -49,22 +50,34 @@ class Classification:
             pixels, labels = self.mixing.apply(pixels, labels, batch)  # (B, C, H, W), (B, L)
         return self._loss(model(pixel_values=pixels).logits, labels)
 
-    def measure(
+    def score(
         self,
         model: nn.Module,
         loader: DataLoader,
         accelerator: Accelerator,
         *,
         num_samples: int | None,
-        on_batch: Callable[[int], None],
-    ) -> dict[str, float]:
-        """Return top1, top5, loss and n of a split, every picture once."""
-        return score(model, loader, accelerator, num_samples=num_samples, on_batch=on_batch).measure()
+        on_batch: Callable[[int], None] = lambda count: None,
+    ) -> Scores:
+        """Return the logits of a split, every picture once."""
+        return score(model, loader, accelerator, num_samples=num_samples, on_batch=on_batch)
 
     @staticmethod
     def is_better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
         """Tell whether an evaluation row beats the best so far."""
         return best is None or row["top1"] > best["top1"]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far a model for masked images was off, in the split's order, on the CPU."""
+
+    of_pictures: torch.Tensor
+    """(N,), float32: mean absolute error over a picture's hidden pixels, normalised units."""
+
+    def measure(self) -> dict[str, float]:
+        """Return loss (the mean) and n."""
+        return {"loss": self.of_pictures.double().mean().item(), "n": len(self.of_pictures)}
 
 
 class MaskedImageModeling:
@@ -87,16 +100,16 @@ class MaskedImageModeling:
         """Return the mean absolute error over the hidden pixels of a batch, a float32 scalar."""
         return model(pixel_values=batch["pixel_values"], bool_masked_pos=batch["bool_masked_pos"]).loss
 
-    def measure(
+    def score(
         self,
         model: nn.Module,
         loader: DataLoader,
         accelerator: Accelerator,
         *,
         num_samples: int | None,
-        on_batch: Callable[[int], None],
-    ) -> dict[str, float]:
-        """Return loss (mean absolute error over hidden pixels, normalised units) and n of a split."""
+        on_batch: Callable[[int], None] = lambda count: None,
+    ) -> "Errors":
+        """Return the error of a split, every picture once."""
 
         def errors(batch: Batch) -> tuple[torch.Tensor]:
             pixels = batch["pixel_values"]
@@ -106,7 +119,7 @@ class MaskedImageModeling:
 
         network = accelerator.unwrap_model(model, keep_torch_compile=False)
         (rows,) = gather_rows(model, loader, accelerator, errors, num_samples=num_samples, on_batch=on_batch)
-        return {"loss": rows.double().mean().item(), "n": len(rows)}
+        return Errors(rows)
 
     @staticmethod
     def is_better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:

@@ -18,10 +18,13 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..data.pictures import Pictures, Split, num_rows, open_pictures
-from ..evaluation.scoring import score
+from ..evaluation.analysis import analyse
+from ..evaluation.predictions import PREDICTIONS, write_predictions
+from ..evaluation.scoring import Scores, score
 from ..inspection.plots import plot_learning_curves
 from ..modeling_vit_hf import VitHfForImageClassification
 from .checkpoint import next_output
+from .energy import EnergyMeter
 from .loop import TrainResult
 from .optim import plan_steps
 from .progress import RunDisplay, quiet_transformers
@@ -168,14 +171,20 @@ def _run(recipe: Recipe, path: Path, resume: str | Path | None, quiet: bool) -> 
             folder.write_json("run.json", record)
         start = newest_checkpoint(path / _CHECKPOINTS) if resume == "auto" else resume
         started = time.perf_counter()
+        meter = EnergyMeter(args.device, packages=trainer.accelerator.is_local_main_process)
+        trainer.add_callback(_Energy(meter))
         with quiet_transformers(), display:
             trainer.train(None if start is None else str(start))
         record["seconds"] = round(time.perf_counter() - started, 1)
+        energy = meter.kwh(trainer.accelerator)
+        record["energy_kwh"] = energy if start is None else None  # what the sessions before used is not recorded
+        record["energy_source"] = None if record["energy_kwh"] is None else meter.source
         if folder is not None:
             folder.publish_root(lambda place: trainer.save_model(str(place), _internal_call=True))
         trainer.accelerator.wait_for_everyone()
-        results = _results(trainer, recipe, pictures, path, record)
+        results, scores = _results(trainer, recipe, pictures, path, record)
         if folder is not None:
+            folder.write_file(PREDICTIONS, lambda place: write_predictions(place, scores))
             rows = evaluation_rows(trainer.state.log_history)
             folder.write_metrics(rows)
             if not math.isinf(trainer.steps_per_epoch):  # a streamed set has no epochs to draw over
@@ -187,26 +196,29 @@ def _run(recipe: Recipe, path: Path, resume: str | Path | None, quiet: bool) -> 
 
 def _results(
     trainer: VitHfTrainer, recipe: Recipe, pictures: Pictures, path: Path, record: dict[str, Any]
-) -> dict[str, Any]:
-    """Load the saved model again, prove it by its validation record, and test it once; what results.json holds."""
+) -> tuple[dict[str, Any], Scores]:
+    """Load the saved model again, prove it by its validation record, and test it once.
+
+    Returns:
+        What results.json holds, and the scores of the test.
+    """
     with quiet_transformers():
         network = VitHfForImageClassification.from_pretrained(path).to(trainer.args.device)
     state, length = trainer.state, trainer.steps_per_epoch
 
-    def measure(split: Split) -> dict[str, float]:
-        return score(
-            network, trainer.get_eval_dataloader(split), trainer.accelerator, num_samples=num_rows(split)
-        ).measure()
+    def measure(split: Split) -> Scores:
+        return score(network, trainer.get_eval_dataloader(split), trainer.accelerator, num_samples=num_rows(split))
 
     best = recipe.keep == "best"
     if best:
         assert pictures.validation is not None
-        again, recorded = measure(pictures.validation)["top1"], float(state.best_metric or 0.0)
+        again, recorded = measure(pictures.validation).measure()["top1"], float(state.best_metric or 0.0)
         tolerance = 0.002 if recipe.compile else 0.0  # compiled and plain kernels round differently
         if abs(again - recorded) > tolerance:
             raise RuntimeError(f"the saved model scores {again:.4%} on validation, its record says {recorded:.4%}")
-    return {
-        **measure(pictures.test),
+    scores = measure(pictures.test)
+    results = {
+        **scores.measure(),
         "split": pictures.test_name,
         "recipe": recipe.name,
         "seed": recipe.seed,
@@ -217,7 +229,9 @@ def _results(
         "steps": state.global_step,
         "epochs": None if math.isinf(length) else round(state.global_step / length, 4),
         **record,
+        **analyse(scores, pictures.source.label_names),
     }
+    return results, scores
 
 
 def evaluation_rows(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -263,6 +277,19 @@ class _Progress(TrainerCallback):
 
     def _speed(self) -> float:
         return self.images / (time.perf_counter() - self.since)
+
+
+class _Energy(TrainerCallback):
+    """Reads the counters often enough."""
+
+    def __init__(self, meter: EnergyMeter):
+        self.meter = meter
+
+    def on_step_end(self, args, state, control, **_):
+        self.meter.sample()
+
+    def on_prediction_step(self, args, state, control, **_):
+        self.meter.sample()
 
 
 class _SaveEvery(TrainerCallback):
