@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -146,13 +147,16 @@ def set_up_deepspeed(recipe: Recipe, plan: StepPlan, accelerator: Accelerator) -
 
 
 def describe_run(recipe: Recipe, pictures: Pictures, accelerator: Accelerator) -> dict[str, Any]:
-    """Return what one needs to know to believe or repeat a run: command, versions, device, data, commit."""
+    """Return what one needs to know to believe or repeat a run: command, versions, device, data, commit.
+
+    `base_model` is the Hub id that the run started from; what lies at a path of this machine has no name elsewhere.
+    """
+    start = recipe.model.init_from
     return {
         "recipe": recipe.name,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(
-            ["vit-hf" if Path(sys.argv[0]).name == "vit-hf" else Path(sys.argv[0]).name, *sys.argv[1:]]
-        ),
+        "command": shlex.join([Path(sys.argv[0] or "python").name, *sys.argv[1:]]),
+        "base_model": start if start is not None and not Path(start).exists() else None,
         "git_commit": _git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "torch_build": f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}",

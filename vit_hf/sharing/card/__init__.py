@@ -1,0 +1,83 @@
+"""Model cards rendered from records: each number is one of `results.json`, `recipe.yaml`, `config.json` or the receipt.
+
+`records` reads the folders, `metadata` makes what the Hub reads, `results` and `sections` write what people read,
+`markdown` keeps foreign words from being more than words.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
+
+from .metadata import card_metadata, eval_result_entries
+from .records import read_records, read_runs, stated_in_card
+from .results import calibration_section, classes_section, results_section
+from .sections import (
+    citation_section,
+    conversion_section,
+    data_section,
+    license_section,
+    limits_section,
+    opening,
+    preprocessing_section,
+    training_section,
+    use_section,
+    versions_section,
+)
+
+__all__ = ["eval_result_files", "render_card"]
+
+
+def render_card(runs: Sequence[str | Path], *, license: str | None = None, repo: str | None = None) -> str:
+    """Render the README.md of a model repo, or of several runs of one recipe.
+
+    Args:
+        runs: one model folder: a finished run, of whatever task, or one without results, such as converted weights;
+            or several finished runs of one recipe on the same data, which give mean and spread over their seeds.
+        license: the Hub's identifier, such as "apache-2.0"; None for what the README.md of the one folder states, if
+            there is one.
+        repo: the Hub id that the code in the card loads; None likewise.
+
+    Returns:
+        Markdown with the Hub's metadata block.
+
+    Raises:
+        FileNotFoundError: a folder without config.json, or of a run that is not finished.
+        ValueError: no folder, runs of different recipes (other than in the seed) or of different data, a seed twice; a
+            record that cannot be read; a licence or Hub id that the Hub does not know as one.
+    """
+    read = read_runs(runs)
+    run = read[0]
+    if len(read) == 1:
+        license_before, repo_before = stated_in_card(run.folder)
+        license, repo = license or license_before, repo or repo_before
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise ValueError(f"license is {license!r}; expected an identifier of the Hub, such as apache-2.0, mit or other")
+    if repo is not None:
+        validate_repo_id(repo)
+    results = [run.results for run in read if run.results is not None]
+    sections = [opening(run), use_section(run, repo), limits_section(run)]
+    if results:
+        sections.append(results_section(read))
+        if run.is_classifier:
+            sections += [classes_section(results), calibration_section(results)]
+        sections.append(data_section(run))
+    sections.append(preprocessing_section(run))
+    if results:
+        sections.append(training_section(read))
+    if run.receipt is not None:
+        sections.append(conversion_section(run))
+    sections += [versions_section(read), license_section(license), citation_section()]
+    metadata = card_metadata(read, license=license, repo=repo).to_yaml()
+    return str(ModelCard(f"---\n{metadata}\n---\n\n" + "\n\n".join(sections) + "\n"))
+
+
+def eval_result_files(folder: str | Path) -> dict[str, str]:
+    """Return the files of evaluation results of a model folder, path in the repo to text.
+
+    Raises:
+        FileNotFoundError, ValueError: as `render_card`.
+    """
+    return eval_result_entries(read_records(folder))

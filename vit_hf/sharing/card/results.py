@@ -1,0 +1,163 @@
+"""The measured part of a card: scores with their spread, the classes and mistakes behind them, calibration."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .markdown import plain, table
+from .records import Records
+
+_FEW, _SHOWN = 10, 5  # all classes are listed up to so many; of more, so many at each end
+_NOT_RECORDED = "not recorded"
+
+Results = dict[str, Any]
+
+
+def results_section(runs: Sequence[Records]) -> str:
+    """Return the scores of one or several runs, a row each, and how they were come by."""
+    results = [run.results for run in runs if run.results is not None]
+    first, recipe = results[0], runs[0].recipe or {}
+    held_out = "held out of the training split" if recipe["data"]["validation_fraction"] else "of the validation split"
+    kept = f"the best on pictures {held_out}" if first["kept"] == "best" else "the last of the run"
+    words = [f'Scored on the split "{plain(first["split"])}", every picture once, after training. The weights are '
+             f"{kept}."]  # fmt: skip
+    if all("intervals" in result for result in results):
+        words.append(
+            "In brackets the 95% interval, by resampling the scored pictures: how far another such set of pictures "
+            "would move the score; it says nothing about other seeds. None stands where resampling moves nothing."
+        )
+    elif "top1" in first:
+        words.append(f"Confidence intervals: {_NOT_RECORDED}.")
+    if len(results) > 1:
+        words.append("The last row is mean ± standard deviation over the seeds.")
+    return f"## Results\n\n{_scores(results)}\n\n" + "\n".join(words)
+
+
+def _scores(results: list[Results]) -> str:
+    columns = score_columns(results[0])
+    rows = [
+        [str(result["seed"]), *(_with_interval(result, key, form) for key, (_, form) in columns.items()),
+         f"{result['n']:,}", _seconds(result["seconds"])]
+        for result in results
+    ]  # fmt: skip
+    if len(results) > 1:
+        spreads = [spread([result[key] for result in results], form) for key, (_, form) in columns.items()]
+        mean = _seconds(statistics.fmean(result["seconds"] for result in results))
+        rows.append(["mean", *spreads, f"{results[0]['n']:,}", mean])
+    return table(["seed", *(name for name, _ in columns.values()), "pictures", "training time"], rows)
+
+
+def score_columns(result: Results) -> dict[str, tuple[str, Callable[[float], str]]]:
+    """Return the recorded scores that say something: key to name and form; top-5 only of more than five classes."""
+    if "top1" not in result:
+        return {"loss": ("mean absolute error of hidden pixels", "{:.4f}".format)}
+    columns: dict[str, tuple[str, Callable[[float], str]]]
+    columns = {"top1": ("top-1", percent), "top5": ("top-5", percent), "loss": ("cross-entropy", "{:.4f}".format)}
+    if result["data"]["num_labels"] <= 5:
+        del columns["top5"]
+    return columns
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction as a percentage with two decimals."""
+    return f"{fraction:.2%}"
+
+
+def spread(values: Sequence[float], form: Callable[[float], str]) -> str:
+    """Return mean ± standard deviation of several values, or the one."""
+    mean = form(statistics.fmean(values))
+    return f"{mean} ± {form(statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def _with_interval(result: Results, key: str, form: Callable[[float], str]) -> str:
+    low, high = result.get("intervals", {}).get(key, (0, 0))
+    return form(result[key]) + (f" ({form(low)} to {form(high)})" if low < high else "")
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f} s"
+
+
+# ---------------------------------------------------------------------------------------------- classes
+def classes_section(results: list[Results]) -> str:
+    """Return which classes are told well and badly, and what is taken for what; counts of all runs together."""
+    title = "## Strengths and weaknesses by class\n\n"
+    if any("per_class" not in result for result in results):
+        return f"{title}Scores by class: {_NOT_RECORDED}."
+    counts: dict[str, list[int]] = {}
+    for result in results:
+        for name, n, correct in result["per_class"]:
+            found = counts.setdefault(name, [0, 0])
+            found[0], found[1] = found[0] + n, found[1] + correct
+    ranked = sorted(counts.items(), key=lambda item: (-item[1][1] / item[1][0], -item[1][0]))
+    head = ["class", "right", "of", "share"]
+    rows = [[plain(name), f"{correct:,}", f"{n:,}", f"{correct / n:.1%}"] for name, (n, correct) in ranked]
+    together = f", over the {len(results)} runs together" if len(results) > 1 else ""
+    unseen = results[0]["data"]["num_labels"] - len(rows)
+    parts = []
+    if len(rows) <= _FEW:
+        parts.append(f"How often pictures of a class were named rightly{together}:\n\n{table(head, rows)}")
+    else:
+        parts.append(f"The {_SHOWN} classes that are named rightly most often{together}:\n\n"
+                     f"{table(head, rows[:_SHOWN])}")  # fmt: skip
+        parts.append(f"The {_SHOWN} that are named rightly least often:\n\n{table(head, rows[: -_SHOWN - 1 : -1])}")
+    if unseen:
+        parts.append(f"{unseen:,} of the classes have no picture in the split.")
+    parts.append(_confusions(results))
+    return title + "\n\n".join(parts)
+
+
+def _confusions(results: list[Results]) -> str:
+    """Say the most frequent mistakes of the first run; a record holds only these, so that runs cannot be added up."""
+    if "confusions" not in results[0]:
+        return f"Confusions: {_NOT_RECORDED}."
+    of_run = f" in the run of seed {results[0]['seed']}" if len(results) > 1 else ""
+    pairs = results[0]["confusions"][:_SHOWN]
+    if not pairs:
+        return f"No picture was taken for another class{of_run}."
+    rows = [[plain(true), plain(predicted), f"{count:,}"] for true, predicted, count in pairs]
+    return f"The most frequent mistakes{of_run}:\n\n" + table(["class", "taken for", "pictures"], rows)
+
+
+# ---------------------------------------------------------------------------------------------- calibration
+def calibration_section(results: list[Results]) -> str:
+    """Return how far the stated probabilities can be believed."""
+    title = "## Calibration\n\n"
+    records = [result["calibration"] for result in results if "calibration" in result]
+    if len(records) < len(results):
+        return f"{title}Calibration: {_NOT_RECORDED}."
+    error = spread([record["expected_calibration_error"] for record in records], "{:.4f}".format)
+    brier = spread([record["brier"] for record in records], "{:.4f}".format)
+    bins = _add_bins([record["bins"] for record in records])
+    total = sum(count for count, _, _ in bins)
+    confidence, accuracy = (sum(entry[0] * entry[place] for entry in bins) / total for place in (1, 2))
+    interval = results[0].get("intervals", {}).get("top1") if len(results) == 1 else None
+    rows = [
+        [f"{place / len(bins):.0%} to {(place + 1) / len(bins):.0%}", f"{count:,}", f"{mean:.1%}", f"{right:.1%}"]
+        for place, (count, mean, right) in enumerate(bins)
+        if count
+    ]
+    return (
+        f"{title}Expected calibration error {error}, Brier score {brier} (0 is perfect, 2 the worst).\n"
+        f"The named class has a mean probability of {confidence:.1%} and is the right one in {accuracy:.1%}: "
+        f"{_verdict(confidence, accuracy, interval)}\n\n"
+        + table(["stated probability", "pictures", "mean stated", "right"], rows)
+    )
+
+
+def _add_bins(runs: list[list[list[Any]]]) -> list[tuple[int, float, float]]:
+    """Add up the bins of several runs, [count, mean confidence, accuracy] each."""
+    together = []
+    for entries in zip(*runs, strict=True):
+        count = sum(entry[0] for entry in entries)
+        means = (sum(entry[0] * (entry[place] or 0.0) for entry in entries) / max(count, 1) for place in (1, 2))
+        together.append((count, *means))
+    return together
+
+
+def _verdict(confidence: float, accuracy: float, interval: list[float] | None) -> str:
+    if interval is not None and interval[0] <= confidence <= interval[1]:
+        return "on the whole it is as sure as it is right, within the interval of its top-1."
+    if confidence > accuracy:
+        return "on the whole it is surer than it is right; take its probabilities for less than they say."
+    return "on the whole it is less sure than it is right; take its probabilities for more than they say."
