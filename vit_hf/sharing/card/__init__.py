@@ -52,7 +52,7 @@ def render_card(runs: Sequence[str | Path], *, license: str | None = None, repo:
     run = read[0]
     if len(read) == 1:
         license_before, repo_before = stated_in_card(run.folder)
-        license, repo = license or license_before, repo or repo_before
+        license, repo = license_before if license is None else license, repo_before if repo is None else repo
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise ValueError(f"license is {license!r}; expected an identifier of the Hub, such as apache-2.0, mit or other")
     if repo is not None:
@@ -60,7 +60,7 @@ def render_card(runs: Sequence[str | Path], *, license: str | None = None, repo:
     results = [run.results for run in read if run.results is not None]
     sections = [opening(run), use_section(run, repo), limits_section(run)]
     if results:
-        sections.append(results_section(read))
+        sections.append(results_section(read, repo))
         if run.is_classifier:
             sections += [classes_section(results), calibration_section(results)]
         sections.append(data_section(run))

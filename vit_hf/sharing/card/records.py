@@ -18,6 +18,7 @@ from ...checkpoints.receipt import RECEIPT_FILE
 from ...configuration_vit_hf import VitHfConfig
 
 CARD = "README.md"
+UNNAMED = "FOLDER_OR_HUB_ID"  # what stands in code where the model's place is not known
 _NEEDED = ("recipe", "seed", "data", "split", "loss", "n", "kept", "parameters", "steps", "seconds", "command",
            "device", "processes", "versions")  # fmt: skip
 _TOKEN = re.compile(r"\bhf_\w{8,}")
@@ -226,6 +227,10 @@ def _count_parameters(folder: Path) -> int:
     files = sorted(set(index["weight_map"].values())) if index is not None else ["model.safetensors"]
     total = 0
     for name in files:
+        if Path(name).name != name:
+            raise ValueError(
+                f"{folder} has an index that names {name!r}; expected files beside it: save the model again"
+            )
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; expected a model folder with its weights")
         with safe_open(folder / name, framework="pt") as stored:

@@ -4,8 +4,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...evaluation.predictions import PREDICTIONS
 from .markdown import plain, table
-from .records import Records
+from .records import UNNAMED, Records
 
 _FEW, _SHOWN = 10, 5  # all classes are listed up to so many; of more, so many at each end
 _NOT_RECORDED = "not recorded"
@@ -13,8 +14,8 @@ _NOT_RECORDED = "not recorded"
 Results = dict[str, Any]
 
 
-def results_section(runs: Sequence[Records]) -> str:
-    """Return the scores of one or several runs, a row each, and how they were come by."""
+def results_section(runs: Sequence[Records], repo: str | None) -> str:
+    """Return the scores of one or several runs, a row each, how they were come by, and how to come by them again."""
     results = [run.results for run in runs if run.results is not None]
     first, recipe = results[0], runs[0].recipe or {}
     held_out = "held out of the training split" if recipe["data"]["validation_fraction"] else "of the validation split"
@@ -30,6 +31,11 @@ def results_section(runs: Sequence[Records]) -> str:
         words.append(f"Confidence intervals: {_NOT_RECORDED}.")
     if len(results) > 1:
         words.append("The last row is mean ± standard deviation over the seeds.")
+    if len(runs) == 1 and (runs[0].folder / PREDICTIONS).is_file():
+        words.append(
+            f"{PREDICTIONS} holds what the model said of every picture; `vit-hf reproduce {repo or UNNAMED}` computes "
+            "the figures of this card from it, from the weights and from the data again."
+        )
     return f"## Results\n\n{_scores(results)}\n\n" + "\n".join(words)
 
 

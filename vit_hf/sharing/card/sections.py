@@ -13,10 +13,9 @@ from ...configuration_vit_hf import VitHfConfig
 from ...training.recipes import RECIPES
 from .markdown import fence, plain, table
 from .metadata import data_name
-from .records import Records, public_command, public_recipe
+from .records import UNNAMED, Records, public_command, public_recipe
 from .results import spread
 
-_UNNAMED = "FOLDER_OR_HUB_ID"
 _SIZES = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
           "num_channels", "pooling")  # fmt: skip
 _MANY_LABELS = 20
@@ -127,7 +126,7 @@ def _shortened(run: Records) -> str:
 
 def use_section(run: Records, repo: str | None) -> str:
     """Return how to load the model; the code runs as it stands with a name and a picture put in."""
-    name = repo or _UNNAMED
+    name = repo or UNNAMED
     parts = ["## How to use"]
     if run.is_classifier:
         parts += [fence(_PIPELINE.format(name=name), "python"), "Or step by step:"]
