@@ -23,12 +23,20 @@ def plain(value: object, limit: int = 80) -> str:
 
 def one_line(value: object) -> str:
     """Return a value as text without line ends, control characters, half characters and changes of direction."""
-    kept = "".join(
-        " " if unicodedata.category(char) in ("Cc", "Zl", "Zp") else "\ufffd" if "\ud800" <= char <= "\udfff" else char
-        for char in str(value)
+    return " ".join(_printable(str(value)).split())
+
+
+def _printable(text: str, keep: str = "") -> str:
+    """Turn control characters but those to `keep` into spaces, and half characters into the sign for it."""
+    return "".join(
+        " "
+        if unicodedata.category(char) in ("Cc", "Zl", "Zp") and char not in keep
+        else "\ufffd"
+        if unicodedata.category(char) == "Cs"
+        else char
+        for char in text
         if char not in _TURNING
     )
-    return " ".join(kept.split())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -38,6 +46,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def fence(code: str, language: str) -> str:
     """Return a block of code, between longer fences where the code holds such itself."""
+    code = _printable(code, keep="\n\t")
     longest = max(map(len, re.findall("`+", code)), default=0)
     marks = "`" * max(3, longest + 1)
     return f"{marks}{language}\n{code.strip()}\n{marks}"
