@@ -85,6 +85,13 @@ def resample_positions(
     """
     if source == target:
         return positions
+    return _interpolate_positions(positions, num_prefix=num_prefix, source=source, target=target, method=method)
+
+
+def _interpolate_positions(
+    positions: torch.Tensor, *, num_prefix: int, source: tuple[int, int], target: tuple[int, int], method: str
+) -> torch.Tensor:
+    """Resample positions without asking whether the grids differ, which a traced graph for any size must not ask."""
     prefix, grid = positions[:, :num_prefix], positions[:, num_prefix:]
     factors = tuple((new + 0.1) / old for new, old in zip(target, source, strict=True))
     options: dict = {
@@ -144,7 +151,7 @@ def _pad_same(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) -> 
     """Pad (B, C, H, W) as TensorFlow's and JAX's SAME does: the odd row and column come after."""
     padding = []
     for size in (x.shape[3], x.shape[2]):
-        total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         padding += [total // 2, total - total // 2]
     return F.pad(x, padding, value=value)
 
