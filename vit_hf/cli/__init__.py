@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from transformers.utils import logging
 
 from .. import __version__
-from . import models, training, weights
+from . import export, models, training, weights
 
 DESCRIPTION = "Train, evaluate, convert, share and look at Vision Transformers in the Hugging Face ecosystem."
-ROOMS = (training, models, weights)
+ROOMS = (training, models, weights, export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -49,7 +49,7 @@ def evaluate(
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder; choose another --output")
     network, processor = load_model(model)
-    pictures = open_pictures(DataFields(source=data) if data is not None else _trained_on(Path(model)))
+    pictures = open_pictures(DataFields(source=data) if data is not None else trained_on(Path(model)))
     if split is None:
         rows, name = pictures.test, pictures.test_name
     elif split == "validation" and pictures.validation is not None:
@@ -88,7 +88,7 @@ def evaluate(
     return results
 
 
-def _trained_on(folder: Path) -> DataFields:
+def trained_on(folder: Path) -> DataFields:
     """Read the data section of a run's recipe; the whole test split, even if the run was shortened."""
     file = folder / "recipe.yaml"
     if not file.is_file():
