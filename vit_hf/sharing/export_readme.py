@@ -29,7 +29,7 @@ def render_readme(record: dict[str, Any], results: dict[str, Any] | None, proces
     if not isinstance(size, list):
         lines.append(
             f"H is a multiple of {patch_height}, W of {patch_width}, each at least two of them. Keep to that: "
-            + ("ONNX Runtime may drop the rest of another size silently." if onnx else "another size is an error.")
+            "nothing checks it, and the rest of another size is dropped."
         )
     lines += [*(f"Note: {note}." for note in record["notes"]), "", "## Run", "", "```python"]
     lines += _onnx_code(processor) if onnx else _torch_code(processor)
@@ -110,12 +110,13 @@ def _picture_code(processor: VitHfImageProcessor) -> list[str]:
 def _onnx_code(processor: VitHfImageProcessor) -> list[str]:
     return [
         "import json",
+        "from pathlib import Path",
         "import numpy as np, onnxruntime",
         "from PIL import Image",
         *_picture_code(processor),
         'session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])',
         'logits = session.run(["logits"], {"pixel_values": pixels})[0][0]',
-        'labels = json.load(open("labels.json", encoding="utf-8"))',
+        'labels = json.loads(Path("labels.json").read_text(encoding="utf-8"))',
         "for index in logits.argsort()[::-1][:5]:",
         "    print(labels[index], logits[index])",
     ]
@@ -124,12 +125,13 @@ def _onnx_code(processor: VitHfImageProcessor) -> list[str]:
 def _torch_code(processor: VitHfImageProcessor) -> list[str]:
     return [
         "import json",
+        "from pathlib import Path",
         "import numpy as np, torch",
         "from PIL import Image",
         *_picture_code(processor),
         'program = torch.export.load("model.pt2").module()',
         "logits = program(torch.from_numpy(pixels))[0]",
-        'labels = json.load(open("labels.json", encoding="utf-8"))',
+        'labels = json.loads(Path("labels.json").read_text(encoding="utf-8"))',
         "for index in logits.argsort(descending=True)[:5].tolist():",
         "    print(labels[index], logits[index].item())",
     ]
