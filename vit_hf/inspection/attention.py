@@ -27,7 +27,7 @@ from ..image_processing_vit_hf import VitHfImageProcessor, VitHfImageProcessorPi
 from ..modeling_vit_hf import VitHfAttentionPooling, VitHfForImageClassification, VitHfModel
 
 Method = Literal["last", "rollout"]
-_COLORMAP = "inferno"  # lightness rises evenly, so it reads without colour vision too
+_COLORMAP = "viridis"  # lightness rises evenly, so it reads without colour vision too
 _SMALLEST_SIDE = 448  # pixels of a drawn picture's longer side, reached by whole pixels
 
 
@@ -138,7 +138,8 @@ def lay_over(view: Image.Image, attention: torch.Tensor, *, alpha: float = 0.6) 
     """Lay an attention map over the picture that the model saw.
 
     The map is stretched so that its lowest weight is dark and its highest bright, and smoothed between the patches'
-    centres; an even map is drawn dark all over. Small pictures are enlarged with their pixels visible.
+    centres; an even map is drawn dark all over. The picture below is grey, so that every colour is the map's; a small
+    one is enlarged with its pixels visible.
 
     Args:
         view: what the model saw, as `model_view` gives it.
@@ -148,7 +149,7 @@ def lay_over(view: Image.Image, attention: torch.Tensor, *, alpha: float = 0.6) 
     Returns:
         A PIL image of mode RGB with the proportions of `view`.
     """
-    picture = enlarged(view).convert("RGB")
+    picture = enlarged(view).convert("L").convert("RGB")
     weights = attention.float().numpy()
     low, high = weights.min(), weights.max()
     even = high - low <= 1e-6 * high
