@@ -155,31 +155,13 @@ def _results(source: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _examples(source: str | Path) -> list[str]:
-    """Return the example pictures in the folder of a run."""
+def find_examples(source: str | Path) -> list[str]:
+    """Return the example pictures in the folder of a run, by name."""
     folder = Path(source) / "examples"
     return [str(path) for path in sorted(folder.glob("*")) if path.suffix.lower() in SUFFIXES]
 
 
 # ---------------------------------------------------------------------------------------------- the page
-def _picture_field() -> gr.Image:
-    """Return Gradio's picture field, whose file comes through undecoded.
-
-    Its `preprocess` would open the file. It is replaced on the object: a subclass makes Gradio write a stub file
-    beside the module that defines it.
-    """
-    field = gr.Image(
-        label="Picture",
-        sources=["upload", "clipboard"],
-        height=300,
-        buttons=[],
-        elem_id="picture",
-        alt_text="the picture to classify",
-    )
-    vars(field)["preprocess"] = lambda payload: None if payload is None else payload.path
-    return field
-
-
 def build_page(path_or_hub_id: str | Path, *, name: str | None = None) -> gr.Blocks:
     """Load a classifier and build its page.
 
@@ -198,11 +180,11 @@ def build_page(path_or_hub_id: str | Path, *, name: str | None = None) -> gr.Blo
     name = name or (Path(path_or_hub_id).resolve().name if local else str(path_or_hub_id))
     about, scores = say_model(model), say_results(_results(path_or_hub_id))
 
-    def run(path: str | None, method: Method) -> list[Any]:
-        if path is None:
+    def run(upload: dict[str, Any] | None, method: Method) -> list[Any]:
+        if not upload or not upload["path"]:
             return _nothing("Choose a picture first: drop one into the field, or click it.")
         try:
-            found = answer(model, processor, path, method=method)
+            found = answer(model, processor, upload["path"], method=method)
         except ValueError as error:
             why = html.escape(str(error).rsplit("; ", 1)[0])  # the last part is advice for data sets
             gr.Warning(f"This picture cannot be used. {why}.")
@@ -222,9 +204,12 @@ def build_page(path_or_hub_id: str | Path, *, name: str | None = None) -> gr.Blo
         gr.Markdown(f"# {html.escape(name)}\n{about}" + (f"  \n{html.escape(scores)}" if scores else ""))
         with gr.Row():
             with gr.Column(min_width=300):
-                picture = _picture_field()
+                picture = gr.Image(
+                    label="Picture", sources=["upload", "clipboard"], height=300, buttons=[], elem_id="picture",
+                    alt_text="the picture to classify",
+                )  # fmt: skip
                 button = gr.Button("Classify", variant="primary", elem_id="classify")
-                if examples := (_examples(path_or_hub_id) if local else []):
+                if examples := (find_examples(path_or_hub_id) if local else []):
                     gr.Examples(examples, picture, label="Examples", cache_examples=False)
             with gr.Column(min_width=300):
                 label = gr.Label(label="Likeliest classes", num_top_classes=5, elem_id="classes")
@@ -242,12 +227,11 @@ def build_page(path_or_hub_id: str | Path, *, name: str | None = None) -> gr.Blo
                 gr.Markdown(_METHOD_TEXT[model.config.pooling] + _ABOUT_MAPS)
         gr.Markdown(_ABOUT_PICTURES)
         outputs = [label, row, view, told, attention, problem]
-        calls: dict[str, Any] = {"fn": run, "inputs": [picture, method], "outputs": outputs}
-        gr.on([button.click, method.input], api_name="classify", concurrency_id="model", concurrency_limit=1, **calls)
-        # Another picture takes the old answer away.
-        gr.on(
-            [picture.upload, picture.clear], _nothing, None, outputs, concurrency_id="model", api_visibility="private"
-        )
+        # Without preprocessing Gradio checks that the file is an upload of its own, and opens nothing.
+        asked: dict[str, Any] = {"fn": run, "inputs": [picture, method], "preprocess": False, "api_name": "classify"}
+        one: dict[str, Any] = {"outputs": outputs, "concurrency_id": "model", "concurrency_limit": 1}
+        gr.on([button.click, method.input], **asked, **one)
+        gr.on([picture.upload, picture.clear], _nothing, api_visibility="private", **one)  # the old answer goes
     page.queue(max_size=64, default_concurrency_limit=1)
     return page
 
@@ -284,4 +268,13 @@ def launch(page: gr.Blocks, *, port: int | None = None, share: bool = False) -> 
     return public or local
 
 
-__all__ = ["Answer", "answer", "build_page", "launch", "say_model", "say_preprocessing", "say_results"]
+__all__ = [
+    "Answer",
+    "answer",
+    "build_page",
+    "find_examples",
+    "launch",
+    "say_model",
+    "say_preprocessing",
+    "say_results",
+]

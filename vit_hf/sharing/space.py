@@ -13,6 +13,7 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData
 
 from ..checkpoints.load import load_model
+from .demo import find_examples
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _MODEL = "model"
@@ -23,7 +24,9 @@ from pathlib import Path
 
 from vit_hf.sharing.demo import build_page, launch
 
-print(f"page: {{launch(build_page({model}, name={name!r}))}}", flush=True)
+page = build_page({model}, name={name!r})
+print("page:", launch(page), flush=True)
+page.block_thread()
 '''
 _README = """---
 {metadata}
@@ -67,8 +70,9 @@ def write_space(path_or_hub_id: str | Path, output: str | Path) -> Path:
         processor.save_pretrained(folder / _MODEL)
         if (source / "results.json").is_file():
             shutil.copy(source / "results.json", folder / _MODEL)
-        if (source / "examples").is_dir():
-            shutil.copytree(source / "examples", folder / _MODEL / "examples")
+        for example in find_examples(source):
+            (folder / _MODEL / "examples").mkdir(exist_ok=True)
+            shutil.copy(example, folder / _MODEL / "examples")
     shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     needed = [line for line in requires("vit-hf") or [] if "extra ==" not in line]
     (folder / "requirements.txt").write_text("\n".join(needed) + "\n", encoding="utf-8")
