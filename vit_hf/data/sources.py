@@ -143,7 +143,7 @@ def load_source(
     splits: dict[str, Any]
     unlabelled: tuple[str, ...] = ()
     commit: str | None = None
-    with _progress_bars_on_terminals_only():
+    with progress_bars_on_terminals_only():
         if kind == "digits":
             splits = _load_digits()
         elif kind == "cifar":
@@ -325,7 +325,7 @@ def _features(dataset: Dataset | IterableDataset, *, where: str) -> Features:
 
 
 @contextlib.contextmanager
-def _progress_bars_on_terminals_only() -> Iterator[None]:
+def progress_bars_on_terminals_only() -> Iterator[None]:
     """Keep `datasets`' progress bars out of logs and tests; the user's own setting wins."""
     quiet = not (
         sys.stderr.isatty()
