@@ -46,7 +46,7 @@ def _body(record: dict[str, Any], repo: str) -> str:
 {_lines(f"| {name} | {split['n']:,} | `{split['fingerprint']}` |" for name, split in splits.items())}
 
 The fingerprint is a SHA-256 of the number of rows, the label names, all labels and the bytes of up to 1,000 evenly
-spaced pictures; the records of `vit-hf train` hold the same one.{_left_out(record)}
+spaced pictures; `vit-hf train` writes the same one into its record of a split that it uses whole.{_left_out(record)}
 
 ## Columns
 

@@ -123,9 +123,8 @@ def push_data(
         kept = there.blocks if same else None
         commit = _push_card(api, repo, revision, record, kept)
         if kept is None:
-            splits = _prepare(source, record["columns"])
             with progress_bars_on_terminals_only(), _quiet_datasets():
-                message = "Upload the data"
+                splits, message = _prepare(source, record["columns"]), "Upload the data"
                 commit = splits.push_to_hub(repo, private=private, revision=revision, commit_message=message).oid
     return PushedData(url=url, commit=commit, private=is_private, is_new=True, record=record)
 
