@@ -1,10 +1,11 @@
 """Models on the Hub: loaded by their id where nothing of this package is installed, from a clean cache, bit by bit.
 
-Four processes, each of which does all that can be done in it, since the clients read their variables when they are
-imported: an owner, who has the package and pushes; a stranger, who has not and loads; the stranger again, without a
-network; and one who is asked and says nothing.
+Few processes, each of which does all that can be done in it, since the clients read their variables when they are
+imported: an owner, who has the package and pushes; a stranger, who has not and loads; the stranger again, offline; and
+one who is asked and says nothing.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -163,6 +164,9 @@ with torch.no_grad():
         values = processor(picture, return_tensors="pt")["pixel_values"]
         found[backend] = [type(processor).__name__, type(processor).__module__.split(".")[0], list(values.shape)]
     found["pipeline"] = pipeline("image-classification", model="me/insects", **trust)(picture)
+    model = pipeline("image-classification", model="me/insects", revision="v1", **trust).model
+    found["marks"]["pipeline"] = sys.modules[type(model).__module__].MARK
+    outputs["pipeline logits"] = model(pixels).logits
 
     # the whole folder of a run
     model = AutoModelForImageClassification.from_pretrained("me/digits-run", **trust)
@@ -241,20 +245,26 @@ def pushed(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stranger(hub, pushed):
-    """What a process without the package finds: answers and outputs, online and then offline from its cache."""
-    folder, answers = pushed[2], {}
+    """Give a function: what a process without the package finds, "online" with a clean cache, or "offline" after it."""
+    folder = pushed[2]
     environment = hub.environment(folder / "stranger")
-    for where, switch in (("online", {}), ("offline", {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})):
-        asked = list(hub.requests)
-        run(WITHOUT_PACKAGE + STRANGER, folder, {**environment, **switch}, where, flags=["-I"])
+
+    @functools.cache
+    def load(where):
+        switches = {}
         if where == "offline":
-            assert hub.requests == asked  # offline means offline
+            load("online")
+            switches = {"HF_HUB_OFFLINE": "1"}
+        asked = list(hub.requests)
+        run(WITHOUT_PACKAGE + STRANGER, folder, {**environment, **switches}, where, flags=["-I"])
+        assert (hub.requests == asked) == (where == "offline")
         outputs = torch.load(folder / f"{where}.pt", weights_only=True)
-        answers[where] = json.loads((folder / f"{where}.json").read_text()), outputs
-    return answers
+        return json.loads((folder / f"{where}.json").read_text()), outputs
+
+    return load
 
 
-WHERE = pytest.mark.parametrize("where", ["online", "offline"])
+WHERE = pytest.mark.parametrize("where", ["online", pytest.param("offline", marks=pytest.mark.slow)])
 
 
 # ------------------------------------------------------------------------------------------- with the package
@@ -278,7 +288,7 @@ def test_with_the_package_its_own_classes_answer_with_the_flag_and_without(pushe
 # ------------------------------------------------------------------------------------------- without it
 @WHERE
 def test_nobody_is_asked_and_the_package_is_not_there(where, stranger):
-    found = stranger[where][0]
+    found = stranger(where)[0]
     assert found["reads"] == 0
     assert found["package"] == []
 
@@ -288,7 +298,7 @@ def test_nobody_is_asked_and_the_package_is_not_there(where, stranger):
     ("name", "model"), [("default", "second"), ("tag", "first"), ("commit", "first"), ("branch", "other")]
 )
 def test_every_class_gives_the_pushed_models_bits_at_every_revision(name, model, where, stranger, pushed):
-    expected, (found, outputs) = pushed[1], stranger[where]
+    expected, (found, outputs) = pushed[1], stranger(where)
     assert torch.equal(outputs[f"{name} logits"], expected[f"{model} logits"])
     assert torch.equal(outputs[f"{name} tokens"], expected[f"{model} tokens"])
     assert torch.equal(outputs[f"{name} masked tokens"], expected[f"{model} tokens"])
@@ -297,23 +307,25 @@ def test_every_class_gives_the_pushed_models_bits_at_every_revision(name, model,
 
 @WHERE
 def test_code_can_be_pinned_apart_from_weights(where, stranger, pushed):
-    found, outputs = stranger[where]
+    found, outputs = stranger(where)
     assert found["marks"]["pinned code"] == "first"
     assert torch.equal(outputs["pinned code logits"], pushed[1]["second logits"])
 
 
 @WHERE
-def test_both_image_processors_and_the_pipeline_load(where, stranger):
-    found = stranger[where][0]
+def test_both_image_processors_and_the_pipeline_load(where, stranger, pushed):
+    found, outputs = stranger(where)
     assert found["torchvision"] == ["VitHfImageProcessor", "transformers_modules", [1, 3, 16, 24]]
     assert found["pil"] == ["VitHfImageProcessorPil", "transformers_modules", [1, 3, 16, 24]]
     assert {answer["label"] for answer in found["pipeline"]} == {"ant", "bee", "cat"}
     assert sum(answer["score"] for answer in found["pipeline"]) == pytest.approx(1, abs=1e-5)
+    assert found["marks"]["pipeline"] == "first"  # of the revision that was asked for
+    assert torch.equal(outputs["pipeline logits"], pushed[1]["first logits"])
 
 
 @WHERE
 def test_the_whole_folder_of_a_run_is_a_model_repo(where, stranger, pushed, hub):
-    found, outputs = stranger[where]
+    found, outputs = stranger(where)
     assert any(name.startswith("checkpoints/") for name in hub.files("me/digits-run"))
     assert torch.equal(outputs["run logits"], pushed[1]["run logits"])
     scores = {answer["label"]: answer["score"] for answer in found["run_pipeline"]}
@@ -323,7 +335,7 @@ def test_the_whole_folder_of_a_run_is_a_model_repo(where, stranger, pushed, hub)
 
 @WHERE
 def test_another_head_than_the_saved_one_is_new_and_reported(where, stranger, pushed):
-    expected, (found, outputs) = pushed[1], stranger[where]
+    expected, (found, outputs) = pushed[1], stranger(where)
     masked, classifier = found["heads"]["masked"], found["heads"]["classifier"]
     assert any(name.startswith("decoder.") for name in masked["missing_keys"])
     assert masked["unexpected_keys"] == ["classifier.bias", "classifier.weight"]
@@ -335,7 +347,7 @@ def test_another_head_than_the_saved_one_is_new_and_reported(where, stranger, pu
 
 @WHERE
 def test_the_stock_trainer_fine_tunes_a_model_of_the_hub(where, stranger):
-    found, outputs = stranger[where]
+    found, outputs = stranger(where)
     assert len(found["losses"]) == 2
     assert found["losses"][0] == pytest.approx(0.6931, abs=1e-4)  # ln 2: the new head begins at zero
     assert found["losses"][1] != found["losses"][0]
@@ -346,9 +358,31 @@ def test_the_stock_trainer_fine_tunes_a_model_of_the_hub(where, stranger):
 
 @WHERE
 def test_without_the_flag_the_error_names_it_and_nothing_runs(where, stranger):
-    found = stranger[where][0]
+    found = stranger(where)[0]
     assert len(found["refusals"]) == 12
     for case, message in found["refusals"].items():
         assert "trust_remote_code=True" in message, case
     assert found["run_unasked"] == []
     assert found["refusal_seconds"] < 10
+
+
+@pytest.mark.slow
+def test_who_says_nothing_when_asked_gets_the_error_after_the_time_that_transformers_waits(hub, pushed):
+    script = """
+import time
+from transformers import pipeline
+
+started = time.monotonic()
+try:
+    pipeline("image-classification", model="me/insects")
+except ValueError as error:
+    print("REFUSED", "trust_remote_code=True" in str(error), time.monotonic() - started < 20)
+"""
+    reading, writing = os.pipe()  # open, and silent
+    try:
+        environment = hub.environment(pushed[2] / "silent")
+        done = run(WITHOUT_PACKAGE + script, pushed[2], environment, flags=["-I"], stdin=reading)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert "REFUSED True True" in done.stdout
