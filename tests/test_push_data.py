@@ -265,6 +265,14 @@ def test_a_branch_and_a_public_repo_are_made_when_asked_for(user, hub, class_fol
     assert user.ask("load", "me/branched", revision="v2")["fingerprints"] == fingerprints(folder)
 
 
+def test_a_private_repo_stays_private(user, hub, class_folders):
+    user.push(class_folders(), "me/hidden")
+    printed = user.push(class_folders("others", first=10), "me/hidden", "--public", "--replace")
+    assert "(private)" in printed
+    assert "stays private; change that in its settings" in printed
+    assert hub.repos["dataset", "me/hidden"].private
+
+
 # ------------------------------------------------------------------------------------------- what is there already
 def test_the_same_data_is_sent_once(user, hub, class_folders, sent):
     folder = class_folders()
@@ -320,9 +328,10 @@ def test_a_picture_that_the_fingerprint_does_not_sample_is_other_data(user, tmp_
 
 
 def test_a_repo_with_files_of_others_is_left_alone(user, hub, tmp_path, sent):
-    (tmp_path / "README.md").write_text("# My notes\n")
+    (tmp_path / "README.md").write_text("---\n- not: [a mapping\n---\n")
+    (tmp_path / "statistics.json").write_text('["of theirs"]')
     hub.add("me/theirs", tmp_path, kind="dataset", private=True)
-    assert "me/theirs holds other files (1, such as README.md)" in user.fails("digits", "me/theirs")
+    assert "me/theirs holds other files (2, such as README.md)" in user.fails("digits", "me/theirs")
     assert sent() == []
 
 

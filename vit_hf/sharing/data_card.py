@@ -34,7 +34,7 @@ def _body(record: dict[str, Any], repo: str) -> str:
     pictures, splits = record["pictures"], record["splits"]
     total = sum(split["n"] for split in splits.values())
     image, label = record["image_column"], record["label_column"]
-    first = next(iter(splits))
+    first = "train" if "train" in splits else next(iter(splits))
     return f"""# {repo.split("/")[-1]}
 
 {total:,} pictures in {len(record["label_names"]):,} classes, for image classification. {_origin(record)}

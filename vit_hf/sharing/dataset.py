@@ -17,6 +17,7 @@ import datasets
 import huggingface_hub
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 from datasets import Dataset, DatasetDict, Image
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi
 from huggingface_hub.errors import (
@@ -146,15 +147,29 @@ def _look(api: HfApi, repo: str, revision: str | None) -> _There:
         path = api.hf_hub_download(repo, name, repo_type="dataset", revision=info.sha)
         return Path(path).read_text(encoding="utf-8")
 
-    metadata = DatasetCard(read(_CARD)).data.to_dict() if _CARD in files else {}
+    record = _read_record(read(RECORD)) if RECORD in files else None
+    blocks = _read_blocks(read(_CARD)) if record is not None and _CARD in files else None
+    return _There(private=private, commit=info.sha, files=files, record=record, blocks=blocks)
+
+
+def _read_record(text: str) -> dict[str, Any] | None:
+    """A record that this module wrote; None for any other file of that name."""
+    try:
+        record = json.loads(text)
+        content_of(record)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return record
+
+
+def _read_blocks(text: str) -> dict[str, Any] | None:
+    """What `datasets` wrote into a card's metadata; None where any of it is missing, or the card is damaged."""
+    try:
+        metadata = DatasetCard(text).data.to_dict()
+    except (ValueError, yaml.YAMLError):
+        return None
     blocks = {name: metadata[name] for name in _WRITTEN_BY_DATASETS if name in metadata}
-    return _There(
-        private=private,
-        commit=info.sha,
-        files=files,
-        record=json.loads(read(RECORD)) if RECORD in files else None,
-        blocks=blocks if len(blocks) == len(_WRITTEN_BY_DATASETS) else None,
-    )
+    return blocks if len(blocks) == len(_WRITTEN_BY_DATASETS) else None
 
 
 def _refuse_others(there: _There, repo: str) -> None:
@@ -184,12 +199,17 @@ def _prepare(source: ImageSource, columns: list[str]) -> DatasetDict:
     for name, split in source.splits.items():
         assert isinstance(split, Dataset)
         split = split.select_columns(columns)
-        paths = (value["path"] for value in split[source.image_column])
-        if any("\\" in (path or "") for path in paths):  # `datasets` keeps the last part, but by this system's rules
+        if _has_foreign_paths(split, source.image_column):
             split = split.with_format("arrow").map(_drop_paths, fn_kwargs={"column": source.image_column}, batched=True)
             split = split.with_format(None)
         splits[name] = split.cast_column(source.image_column, Image())
     return DatasetDict(splits)
+
+
+def _has_foreign_paths(split: Dataset, column: str) -> bool:
+    r"""Whether any path has a \ in it: `datasets` pushes the last part of a path, by this system's rules only."""
+    tables = split.select_columns([column]).with_format("arrow").iter(batch_size=1000)
+    return any(pc.any(pc.match_substring(pc.struct_field(table[column], "path"), "\\")).as_py() for table in tables)
 
 
 def _drop_paths(table: pa.Table, *, column: str) -> pa.Table:
