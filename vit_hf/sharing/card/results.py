@@ -25,7 +25,7 @@ def results_section(runs: Sequence[Records], repo: str | None) -> str:
     if all("intervals" in result for result in results):
         words.append(
             "In brackets the 95% interval, by resampling the scored pictures: how far another such set of pictures "
-            "would move the score; it says nothing about other seeds. None stands where resampling moves nothing."
+            "would move the score; it says nothing about other seeds."
         )
     elif "top1" in first:
         words.append(f"Confidence intervals: {_NOT_RECORDED}.")
@@ -76,7 +76,7 @@ def spread(values: Sequence[float], form: Callable[[float], str]) -> str:
 
 
 def _with_interval(result: Results, key: str, form: Callable[[float], str]) -> str:
-    low, high = result.get("intervals", {}).get(key, (0, 0))
+    low, high = result.get("intervals", {}).get(key, (0, 0))  # of no width where resampling moves nothing: no interval
     return form(result[key]) + (f" ({form(low)} to {form(high)})" if low < high else "")
 
 

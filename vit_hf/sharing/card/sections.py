@@ -176,7 +176,8 @@ def data_section(run: Records) -> str:
         labels = "\n\nThe names of the classes are `id2label` of config.json."
     return (
         f"## Data\n\n{data_name(data['source'])}{link}.\n\n"
-        + table(["split", "pictures", "SHA-256 of the content"], rows)
+        + table(["split", "pictures", "fingerprint (SHA-256)"], rows)
+        + "\n\nA fingerprint covers every label, and the bytes of pictures spread evenly over the split."
         + labels
     )
 
