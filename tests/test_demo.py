@@ -192,7 +192,7 @@ def test_the_space_of_a_hub_model_names_it_and_holds_no_weights(folder, tmp_path
     monkeypatch.setattr("vit_hf.sharing.space.load_model", lambda name: load_model(folder))
     written = write_space("someone/birds", tmp_path / "space")
     assert RepoCard.load(written / "README.md", repo_type="space").data.models == ["someone/birds"]
-    assert "build_page('someone/birds', name='someone/birds')" in (written / "app.py").read_text()
+    assert "build_page('someone/birds', name='someone/birds', scores=None)" in (written / "app.py").read_text()
     assert not list(written.rglob("*.safetensors"))
 
 
@@ -206,11 +206,13 @@ def test_scores_and_examples_of_a_run_come_with_its_space(folder, tmp_path):
     import shutil
 
     run = shutil.copytree(folder, tmp_path / "run")
-    (run / "results.json").write_text(json.dumps({"top1": 0.5, "n": 2}))
+    (run / "results.json").write_text(json.dumps({"top1": 0.5, "n": 2, "command": "vit-hf --output /home/me"}))
     (run / "examples").mkdir()
     PIL.Image.new("RGB", (8, 8)).save(run / "examples" / "b.png")
     (run / "examples" / "notes.txt").write_text("private")
     assert find_examples(run) == [str(run / "examples" / "b.png")]
-    written = write_space(run, tmp_path / "space") / "model"
-    assert json.loads((written / "results.json").read_text())["n"] == 2
-    assert [path.name for path in (written / "examples").iterdir()] == ["b.png"]
+    written = write_space(run, tmp_path / "space")
+    assert "scores='Top-1 accuracy 50.00% on 2 pictures'" in (written / "app.py").read_text()
+    assert [path.name for path in (written / "model" / "examples").iterdir()] == ["b.png"]
+    own = [path for path in written.rglob("*") if path.is_file() and "vit_hf" not in path.relative_to(written).parts]
+    assert not any(b"/home/me" in path.read_bytes() or str(tmp_path).encode() in path.read_bytes() for path in own)

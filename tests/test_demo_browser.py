@@ -96,13 +96,15 @@ class Server:
         return self._url
 
     def stop(self) -> int:
-        """Press Ctrl-C; returns the exit code."""
-        self.process.send_signal(signal.SIGINT)
+        """Press Ctrl-C if it runs; returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
         try:
             return self.process.wait(timeout=30)
         finally:
             self.process.kill()
             self._reader.join(timeout=10)
+            self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -136,18 +138,12 @@ def likeliest(model_folder: Path, path: Path) -> list[tuple[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def servers(model_folder, tmp_path_factory):
-    """The page by `vit-hf demo`, and the Space that it writes; they start side by side."""
-    from vit_hf.sharing.space import write_space
-
-    folder = tmp_path_factory.mktemp("servers")
-    page = Server(folder / "page", ["-m", "vit_hf.cli", "demo", model_folder], package=ROOT, cwd=folder)
-    written = write_space(model_folder, folder / "space")
-    space = Server(folder / "other", ["app.py"], package=written, cwd=written)
-    yield {"page": page, "space": space, "folder": written}
-    for server in (page, space):
-        if server.process.poll() is None:
-            server.stop()
+def page(model_folder, tmp_path_factory):
+    """The page as `vit-hf demo` serves it."""
+    folder = tmp_path_factory.mktemp("page")
+    server = Server(folder / "server", ["-m", "vit_hf.cli", "demo", model_folder], package=ROOT, cwd=folder)
+    yield server
+    server.stop()
 
 
 # ------------------------------------------------------------------------------------------- the browser
@@ -191,11 +187,11 @@ class Visitor:
 
 
 @pytest.fixture(scope="module")
-def visitor(servers, tmp_path_factory):
+def visitor(page, tmp_path_factory):
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra test)")
     if not os.access(CHROMIUM, os.X_OK):
         pytest.skip(f"there is no {CHROMIUM}")
-    url = servers["page"].url()
+    url = page.url()
     with sync_api.sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             tmp_path_factory.mktemp("profile"), executable_path=CHROMIUM, args=["--headless=new", *FLAGS],
@@ -318,38 +314,18 @@ def test_a_file_too_large_is_refused_in_words_and_the_page_goes_on(visitor, phot
     assert visitor.classify(photo) == likeliest(model_folder, photo)[0][0]
 
 
-def test_nothing_leaves_the_machine(visitor, servers):
+def test_nothing_leaves_the_machine_and_the_server_met_nothing_unforeseen(visitor, page):
     outside = [url for url in visitor.requests if not url.startswith((visitor.url, "data:", "blob:"))]
     assert outside == []
     assert len(visitor.requests) > 10
-    assert not servers["page"].calls_out.exists(), servers["page"].calls_out.read_text()
+    assert not page.calls_out.exists(), page.calls_out.read_text()
+    assert "Traceback" not in "".join(page.printed)
 
 
-# ------------------------------------------------------------------------------------------- the Space
-def test_the_space_holds_what_it_serves_and_nothing_else_of_the_run(servers):
-    folder = servers["folder"]
-    assert {path.name for path in folder.iterdir()} == {"README.md", "app.py", "model", "requirements.txt", "vit_hf"}
-    model = {path.name for path in (folder / "model").iterdir()}
-    assert {"config.json", "model.safetensors", "preprocessor_config.json", "examples"} <= model
-    assert not {".env", "checkpoints"} & model
-
-
-def test_the_space_runs_on_its_own_copy_and_gives_the_same_classes(servers, model_folder, photo):
-    from gradio_client import Client, handle_file
-
-    client = Client(servers["space"].url(), verbose=False, analytics_enabled=False)
-    label, *_ = client.predict(handle_file(str(photo)), "last", api_name="/classify")
-    found = [(entry["label"], entry["confidence"]) for entry in label["confidences"]]
-    expected = likeliest(model_folder, photo)
-    assert [name for name, _ in found] == [name for name, _ in expected]
-    assert [value for _, value in found] == pytest.approx([value for _, value in expected], abs=1e-5)
-    assert not servers["space"].calls_out.exists(), servers["space"].calls_out.read_text()
-
-
-def test_a_caller_cannot_have_a_file_of_the_server_classified(servers, model_folder):
+def test_a_caller_cannot_have_a_file_of_the_server_classified(page, model_folder):
     import httpx
 
-    address = servers["space"].url() + "gradio_api/call/classify"
+    address = page.url() + "gradio_api/call/classify"
     file = {"path": str(model_folder / "examples" / "first.png"), "meta": {"_type": "gradio.FileData"}}
     event = httpx.post(address, json={"data": [file, "last"]}).json()["event_id"]
     said = httpx.get(f"{address}/{event}").text
@@ -357,10 +333,33 @@ def test_a_caller_cannot_have_a_file_of_the_server_classified(servers, model_fol
     assert "confidences" not in said
 
 
-def test_the_server_says_nothing_bad_ends_at_ctrl_c_and_leaves_no_picture(servers):
-    server = servers["page"]
-    server.url()
-    assert server.stop() in (0, 130)
-    assert "Traceback" not in "".join(server.printed)
-    left = {path.name for path in server.uploads.rglob("*") if path.is_file()}
+def test_the_server_ends_at_ctrl_c_and_leaves_no_picture(page):
+    page.url()
+    assert page.stop() in (0, 130)
+    left = {path.name for path in page.uploads.rglob("*") if path.is_file()}
     assert left <= {"first.png"}  # the example, which is not the visitor's
+
+
+# ------------------------------------------------------------------------------------------- the Space
+@pytest.mark.slow
+def test_the_space_runs_on_its_own_copy_and_gives_the_same_classes(model_folder, photo, tmp_path):
+    from gradio_client import Client, handle_file
+
+    from vit_hf.sharing.space import write_space
+
+    folder = write_space(model_folder, tmp_path / "space")
+    assert {path.name for path in folder.iterdir()} == {"README.md", "app.py", "model", "requirements.txt", "vit_hf"}
+    model = {path.name for path in (folder / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "examples"} <= model
+    assert not {".env", "checkpoints"} & model
+    server = Server(tmp_path / "server", ["app.py"], package=folder, cwd=folder)
+    try:
+        client = Client(server.url(), verbose=False, analytics_enabled=False)
+        label, *_ = client.predict(handle_file(str(photo)), "last", api_name="/classify")
+    finally:
+        server.stop()
+    found = [(entry["label"], entry["confidence"]) for entry in label["confidences"]]
+    expected = likeliest(model_folder, photo)
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    assert [value for _, value in found] == pytest.approx([value for _, value in expected], abs=1e-5)
+    assert not server.calls_out.exists(), server.calls_out.read_text()

@@ -144,7 +144,7 @@ def say_results(results: dict[str, Any]) -> str:
     return f"Top-1 accuracy {results['top1']:.2%} on {results['n']:,} pictures{where}{split}"
 
 
-def _results(source: str | Path) -> dict[str, Any]:
+def read_results(source: str | Path) -> dict[str, Any]:
     """Return the recorded results beside a model, {} where there are none."""
     path = Path(source) / "results.json"
     if not Path(source).exists():
@@ -162,12 +162,13 @@ def find_examples(source: str | Path) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------- the page
-def build_page(path_or_hub_id: str | Path, *, name: str | None = None) -> gr.Blocks:
+def build_page(path_or_hub_id: str | Path, *, name: str | None = None, scores: str | None = None) -> gr.Blocks:
     """Load a classifier and build its page.
 
     Args:
         path_or_hub_id: as `load_model` takes it: a model or run folder, a weights file of any library, or a Hub id.
         name: heading of the page; the folder's name or the Hub id when None.
+        scores: line below it; from the results.json beside the model when None.
 
     Raises:
         ValueError: see `load_model`; a model for masked images, or one that does not take RGB.
@@ -178,7 +179,8 @@ def build_page(path_or_hub_id: str | Path, *, name: str | None = None) -> gr.Blo
         raise ValueError(f"{path_or_hub_id} takes {model.config.num_channels} channels; the page prepares RGB pictures")
     local = Path(path_or_hub_id).exists()
     name = name or (Path(path_or_hub_id).resolve().name if local else str(path_or_hub_id))
-    about, scores = say_model(model), say_results(_results(path_or_hub_id))
+    about = say_model(model)
+    scores = say_results(read_results(path_or_hub_id)) if scores is None else scores
 
     def run(upload: dict[str, Any] | None, method: Method) -> list[Any]:
         if not upload or not upload["path"]:
@@ -274,6 +276,7 @@ __all__ = [
     "build_page",
     "find_examples",
     "launch",
+    "read_results",
     "say_model",
     "say_preprocessing",
     "say_results",

@@ -2,7 +2,7 @@
 
 The Space brings a copy of this package beside its `app.py`, so that it runs what was tried here, and needs no release
 of the package on an index. A local model is loaded and saved anew into it: nothing of a run folder but weights, config,
-processor, code, scores and examples gets in. Of a Hub model only the id is written down.
+processor, code, examples and the line of its scores gets in. Of a Hub model only the id is written down.
 """
 
 import shutil
@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData
 
 from ..checkpoints.load import load_model
-from .demo import find_examples
+from .demo import find_examples, read_results, say_results
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _MODEL = "model"
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from vit_hf.sharing.demo import build_page, launch
 
-page = build_page({model}, name={name!r})
+page = build_page({model}, name={name!r}, scores={scores!r})
 print("page:", launch(page), flush=True)
 page.block_thread()
 '''
@@ -68,16 +68,15 @@ def write_space(path_or_hub_id: str | Path, output: str | Path) -> Path:
     if local:
         model.save_pretrained(folder / _MODEL)
         processor.save_pretrained(folder / _MODEL)
-        if (source / "results.json").is_file():
-            shutil.copy(source / "results.json", folder / _MODEL)
         for example in find_examples(source):
             (folder / _MODEL / "examples").mkdir(exist_ok=True)
             shutil.copy(example, folder / _MODEL / "examples")
     shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     needed = [line for line in requires("vit-hf") or [] if "extra ==" not in line]
     (folder / "requirements.txt").write_text("\n".join(needed) + "\n", encoding="utf-8")
+    scores = say_results(read_results(source)) if local else None
     where = f'Path(__file__).parent / "{_MODEL}"' if local else repr(str(path_or_hub_id))
-    (folder / "app.py").write_text(_APP.format(model=where, name=name), encoding="utf-8")
+    (folder / "app.py").write_text(_APP.format(model=where, name=name, scores=scores), encoding="utf-8")
     (folder / "README.md").write_text(_card(name, None if local else str(path_or_hub_id)), encoding="utf-8")
     return folder
 
