@@ -211,7 +211,8 @@ def _compare(network: VitHfForImageClassification, file: Path, batches: list[tor
             raise ValueError(
                 f"the exported graph is not the model: its logits differ by {difference:.2e} on {batch} pictures of "
                 f"{height}x{width} pixels, expected at most {TOLERANCE:.0e}; nothing was written. Export at a fixed "
-                "--image-size, or with the other --format, and report the config"
+                f"--image-size (position_interpolation is {network.config.position_interpolation!r}), with the other "
+                "--format, or with a newer torch"
             )
     return rows
 

@@ -6,11 +6,12 @@ any multiples of the patch of at least two patches each; the positions are then 
 Shapes: B batch, C channels, H x W pixels, L classes.
 """
 
+import contextlib
 import importlib.util
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,7 +61,7 @@ class _LogitsOnly(nn.Module):
         return self.model(pixel_values=pixel_values).logits  # (B, L)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _any_size(model: VitHfForImageClassification) -> Iterator[None]:
     """Resample the positions to any grid without comparing it with the stored one, which a graph cannot ask.
 
@@ -87,10 +88,10 @@ def _any_size(model: VitHfForImageClassification) -> Iterator[None]:
         del vars(embeddings)["positions"]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out the warnings of torch and ONNX about their own insides (torch 2.11 uses what torch deprecates)."""
-    with warnings.catch_warnings():
+    """Leave out what torch and ONNX say of their own insides: torch 2.11 uses what it deprecates, onnxscript prints."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
 
@@ -105,11 +106,12 @@ def trace(model: VitHfForImageClassification, *, dynamic: bool) -> ExportedProgr
         height, width = 5 * patch_height, 7 * patch_width  # an example that no other size resembles
     example = torch.zeros(2, model.config.num_channels, height, width)
     shapes = {"pixel_values": sizes}
-    with torch.no_grad(), _quiet():
-        if not dynamic:
-            return torch.export.export(_LogitsOnly(model), (example,), dynamic_shapes=shapes)
-        with _any_size(model):
-            return torch.export.export(_LogitsOnly(model), (example,), dynamic_shapes=shapes)
+    sizing = _any_size(model) if dynamic else contextlib.nullcontext()
+    with torch.no_grad(), _quiet(), sizing:
+        program = torch.export.export(_LogitsOnly(model), (example,), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names the folders of this machine
+    return program
 
 
 def write_graph(program: ExportedProgram, path: Path, form: str, metadata: dict[str, Any]) -> int | None:
@@ -129,6 +131,8 @@ def write_graph(program: ExportedProgram, path: Path, form: str, metadata: dict[
         names: dict[str, Any] = {"input_names": ["pixel_values"], "output_names": ["logits"]}
         converted = torch.onnx.export(program, dynamo=True, verbose=False, **names)
         assert converted is not None
+        for node in converted.model.graph.all_nodes():
+            node.metadata_props.clear()  # where in PyTorch it comes from
         opset = converted.model.opset_imports[""]
         converted.model.metadata_props.update({**texts, "opset": str(opset)})
         converted.save(str(path))

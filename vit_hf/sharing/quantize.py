@@ -12,6 +12,7 @@ Shapes: N pictures of the split, B batch, L classes.
 """
 
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,26 @@ def quantize_graph(path: Path, target: Path) -> None:
 
     Args:
         path: float32 ONNX file.
-        target: file to write; weights of more than 2 GB go beside it, as those of `path`.
+        target: file to write; weights go beside it where those of `path` do.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     external = Path(f"{path}.data").exists()
-    prepared = target.with_name(f"prepared-{target.name}")
-    try:
-        quant_pre_process(path, prepared, save_as_external_data=external, all_tensors_to_one_file=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        bare, prepared = path.with_name("bare.onnx"), Path(scratch) / "prepared.onnx"
+        model = onnx.load(path, load_external_data=False)
+        del model.graph.value_info[:]  # the quantiser transposes weights under their old names: it infers shapes anew
+        onnx.save(model, bare)  # beside `path`, whose external weights it names
+        quant_pre_process(
+            bare,
+            prepared,
+            skip_symbolic_shape=True,
+            save_as_external_data=external,
+            all_tensors_to_one_file=True,
+        )
+        bare.unlink()
         quantize_dynamic(
             prepared,
             target,
@@ -52,9 +64,6 @@ def quantize_graph(path: Path, target: Path) -> None:
             weight_type=QuantType.QInt8,
             use_external_data_format=external,
         )
-    finally:
-        for left in target.parent.glob(f"{prepared.name}*"):
-            left.unlink()
 
 
 def measure(
