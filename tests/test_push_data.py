@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -15,10 +16,12 @@ import pytest
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from hub_server import Hub
+from huggingface_hub.errors import HfHubHTTPError
 
 from vit_hf.cli import main
 from vit_hf.data.sources import load_source
 from vit_hf.sharing.data_record import describe_source
+from vit_hf.sharing.dataset import _clear_errors
 
 # The clients read their variables when they are imported: one process does all that a user would do, line by line.
 USER = """
@@ -379,7 +382,8 @@ def test_a_broken_push_is_finished_by_the_same_command(endpoint, how, after, use
     folder, repo = class_folders(), f"me/broken-{endpoint}-{how}"
     hub.fail(endpoint, how, after=after, status=400)  # one that the client does not try again by itself
     message = user.fails(folder, repo)
-    assert f"the Hub could not take {repo}: " in message
+    expected = "it answered 400 (told to fail with 400)" if how == "status" else "no answer from the Hub ("
+    assert f"{repo} is not pushed: {expected}" in message
     assert message.endswith(f"push again, it goes on where it stopped; to retry: vit-hf push-data '{folder}' {repo}")
     assert "\n" not in message
     user.push(folder, repo)
@@ -420,3 +424,12 @@ def test_an_offline_switch_is_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_TOKEN", "hf_any")
     assert "an offline switch is set (HF_HUB_OFFLINE); unset it to push" in here("digits", "me/digits")
+
+
+def test_the_address_of_an_upload_is_not_shown():
+    answer = SimpleNamespace(status_code=400, headers={}, request=None)
+    fault = HfHubHTTPError("Client error '400' for url 'https://storage.example/x?Signature=key'", response=answer)
+    expected = pytest.raises(ConnectionError, match="me/digits is not pushed: it answered 400")
+    with expected as caught, _clear_errors("me/digits"):
+        raise RuntimeError("Error while uploading 'x' to the Hub.") from fault
+    assert "Signature" not in str(caught.value)

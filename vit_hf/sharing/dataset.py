@@ -239,16 +239,18 @@ def _clear_errors(repo: str) -> Iterator[None]:
         if not isinstance(cause, _HTTP_ERROR | ConnectionError | TimeoutError):
             raise
         status = getattr(getattr(cause, "response", None), "status_code", None)
-        said = getattr(cause, "server_message", None) or str(cause).strip().partition("\n")[0] or type(cause).__name__
+        message = (getattr(cause, "server_message", None) or "").strip().partition("\n")[0]
         if status == 401:
             text = "the Hub does not accept the token (401); log in with `hf auth login`, or set HF_TOKEN anew"
             raise PermissionError(text) from error
         if status == 403:
-            text = f"the token may not write to {repo} (403: {said}); log in with one that may, or choose another owner"
+            text = (
+                f"the token may not write to {repo} (403: {message}); log in with one that may, or name another owner"
+            )
             raise PermissionError(text) from error
-        raise ConnectionError(
-            f"the Hub could not take {repo}: {said}; push again, it goes on where it stopped"
-        ) from error
+        # the client's own text may hold the address of an upload, which is a key to it
+        said = f"it answered {status} ({message})" if status else f"no answer from the Hub ({type(cause).__name__})"
+        raise ConnectionError(f"{repo} is not pushed: {said}; push again, it goes on where it stopped") from error
 
 
 @contextlib.contextmanager
