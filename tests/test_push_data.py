@@ -392,6 +392,14 @@ def test_a_broken_push_is_finished_by_the_same_command(endpoint, how, after, use
     assert "holds this already" in user.push(folder, repo)
 
 
+def test_a_repo_that_cannot_be_looked_at_is_not_pushed_to(user, hub, class_folders):
+    folder = class_folders()
+    user.push(folder, "me/unseen")
+    user.push(folder, "me/unseen", "--license", "mit")  # a commit that the cache does not hold
+    hub.fail("head", "status", status=400)
+    assert "me/unseen is not pushed: it answered 400" in user.fails(folder, "me/unseen")
+
+
 def test_a_lost_reply_to_the_last_commit_makes_no_second_one(user, hub, class_folders):
     folder = class_folders()
     hub.fail("commit", "lost_reply", after=1)

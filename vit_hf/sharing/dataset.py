@@ -22,6 +22,7 @@ from datasets import Dataset, DatasetDict, Image
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -234,8 +235,9 @@ def _clear_errors(repo: str) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled as error:
         raise ConnectionError("an offline switch is set (HF_HUB_OFFLINE); unset it to push") from error
-    except (_HTTP_ERROR, ConnectionError, TimeoutError, RuntimeError) as error:
-        cause = error.__cause__ if type(error) is RuntimeError else error  # the client wraps failed uploads in one
+    except (_HTTP_ERROR, ConnectionError, TimeoutError, RuntimeError, LocalEntryNotFoundError) as error:
+        # the client wraps what made an upload or a download fail
+        cause = error.__cause__ if isinstance(error, RuntimeError | LocalEntryNotFoundError) else error
         if not isinstance(cause, _HTTP_ERROR | ConnectionError | TimeoutError):
             raise
         status = getattr(getattr(cause, "response", None), "status_code", None)
