@@ -440,7 +440,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(dig
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"push_to_hub": True, "hub_strategy": "every_save"}, "hub_strategy='end'"),
+        ({"push_to_hub": True}, "use vit_hf.VitHfTrainer"),
         ({"bf16_full_eval": True}, "bf16_full_eval"),
     ],
 )

@@ -19,10 +19,10 @@ from .variants import variant
 if TYPE_CHECKING:
     from .checkpoints.export import export_checkpoint
     from .checkpoints.load import load_checkpoint
+    from .sharing.trainer import VitHfTrainer
     from .training.loop import train
     from .training.recipe import Recipe
     from .training.recipes import get_recipe
-    from .training.trainer import VitHfTrainer
     from .training.trainer_run import train_with_trainer
 
 AutoConfig.register("vit_hf", VitHfConfig, exist_ok=True)
@@ -58,7 +58,7 @@ def __getattr__(name: str) -> Any:
     """Import what loads further libraries (Accelerate, datasets, torchvision's models) only when it is asked for."""
     modules = {
         "train": "training.loop",
-        "VitHfTrainer": "training.trainer",
+        "VitHfTrainer": "sharing.trainer",
         "train_with_trainer": "training.trainer_run",
         "Recipe": "training.recipe",
         "get_recipe": "training.recipes",

@@ -1,6 +1,7 @@
 """`vit-hf train`, `verify-resume`, `plan`, `recipes`."""
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -24,6 +25,13 @@ def add_commands(add: Add) -> None:
     train.add_argument("--seed", metavar="N", help="of weights, order, augmentation and dropout")
     train.add_argument("--max-steps", metavar="N", help="stop after this many optimiser steps")
     train.add_argument("--resume", metavar="auto|PATH", help="go on with the run in --output, or in PATH")
+    train.add_argument("--push-to-hub", metavar="OWNER/NAME", help="push the model to the Hub; a failure ends no run")
+    train.add_argument(
+        "--hub-strategy",
+        choices=("end", "every-checkpoint"),
+        help="when to push: the finished run (default), or also every checkpoint, in the background",
+    )
+    train.add_argument("--public", action="store_true", help="make a new repo of --push-to-hub public, not private")
 
     prove = add(
         "verify-resume",
@@ -67,8 +75,10 @@ def _train(options: argparse.Namespace) -> int:
     recipe = get_recipe(options.recipe).override(read_overrides(options.overrides))
     short = {"data": options.data, "seed": options.seed, "max_steps": options.max_steps}
     chosen = {name: value for name, value in short.items() if value is not None}
+    publisher = _publisher(options)
+    on_checkpoint = publisher if options.hub_strategy == "every-checkpoint" else None
     try:
-        result = train(recipe, output=options.output, resume=options.resume, **chosen)
+        result = train(recipe, output=options.output, resume=options.resume, on_checkpoint=on_checkpoint, **chosen)
     except TrainingInterrupted as stopped:
         print(f"{stopped}\nto resume: {resume_command(stopped.output)}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -78,6 +88,7 @@ def _train(options: argparse.Namespace) -> int:
     if result.was_finished:
         print(f"{folder} is finished: {say_scores(result.results)}; there is nothing to do")
         if (folder / "README.md").exists():  # the last that is written
+            _publish(publisher, folder)
             return 0
     if recipe.data.source == "digits" and options.data is None:
         save_examples(open_pictures(recipe.data), folder / "examples")
@@ -89,10 +100,30 @@ def _train(options: argparse.Namespace) -> int:
         f"\ntest: {say_scores(measured)} on {measured['n']:,} pictures ({measured['split']}); trained in "
         f"{measured['seconds']:.0f} s"
     )
-    print(f"model, metrics, card and TensorBoard log: {folder}\n\nnext:")
+    print(f"model, metrics, card and TensorBoard log: {folder}")
+    _publish(publisher, folder)
+    print("\nnext:")
     for line in _next_commands(folder, is_classifier="top1" in measured):
         print(f"  {line}")
     return 0
+
+
+def _publisher(options: argparse.Namespace):
+    """Return what pushes the run to the Hub, if that was asked for and this is the process that does it."""
+    if options.push_to_hub is None:
+        if options.public or options.hub_strategy:
+            raise ValueError("--public and --hub-strategy say how to push; add --push-to-hub OWNER/NAME")
+        return None
+    from ..sharing.background import BackgroundPush
+
+    is_main_process = os.environ.get("RANK", "0") == "0"
+    return BackgroundPush(options.push_to_hub, private=not options.public) if is_main_process else None
+
+
+def _publish(publisher, folder: Path) -> None:
+    """Push a finished run; the run is good whether the Hub takes it or not."""
+    if publisher is not None and (pushed := publisher.finish(folder)) is not None:
+        print(f"on the Hub: {pushed.url} ({'private' if pushed.is_private else 'public'}), commit {pushed.commit}")
 
 
 def _next_commands(folder: Path, *, is_classifier: bool) -> list[str]:
@@ -101,6 +132,7 @@ def _next_commands(folder: Path, *, is_classifier: bool) -> list[str]:
         return [
             f"vit-hf train vit_finetune --model.init_from {where} --data SOURCE",
             f"tensorboard --logdir {where}/tensorboard",
+            f"vit-hf push {where} OWNER/{folder.name}",
         ]
     examples = sorted((folder / "examples").glob("*.png")) if (folder / "examples").is_dir() else []
     pictures = f"{where}/examples/*.png" if examples else "PICTURE.jpg"
@@ -109,13 +141,12 @@ def _next_commands(folder: Path, *, is_classifier: bool) -> list[str]:
         "import vit_hf; from transformers import pipeline; "
         f"print(pipeline('image-classification', model={str(folder)!r})({first!r}))"
     )
-    hub = f'hf upload YOUR_NAME/{folder.name} {where} . --exclude "checkpoints/*" --exclude "tensorboard/*"'
     return [
         f"vit-hf predict {where} {pictures} --save-plot predictions.png",
         f"vit-hf evaluate {where}",
         f'python -c "{code}"',
         *([f"tensorboard --logdir {where}/tensorboard"] if (folder / "tensorboard").is_dir() else []),
-        hub,
+        f"vit-hf push {where} OWNER/{folder.name}",
     ]
 
 

@@ -55,6 +55,7 @@ def push(
     tag: str | None = None,
     license: str | None = None,
     message: str | None = None,
+    token: str | None = None,
 ) -> Pushed:
     """Push the model repo that a folder holds, as it is now; see `vit_hf.sharing.snapshot` for what leaves it.
 
@@ -66,6 +67,7 @@ def push(
         tag: for the commit; one that is elsewhere already is not moved.
         license: for the card, such as "apache-2.0".
         message: of the commit.
+        token: other than the one that the user has logged in with.
 
     Raises:
         ValueError: the folder cannot be pushed (see `snapshot`), the name is no repo's, or the tag is taken.
@@ -75,8 +77,10 @@ def push(
     check_repo(repo)
     again = push_command(folder, repo, private=private, revision=revision, tag=tag, license=license, message=message)
     with _place_beside(folder) as place:
-        snapshot(folder, place, license=license)
-        return upload(place, repo, again=again, private=private, revision=revision, tag=tag, message=message)
+        snapshot(folder, place, license=license, repo=repo)
+        return upload(
+            place, repo, again=again, private=private, revision=revision, tag=tag, message=message, token=token
+        )
 
 
 def push_command(folder: Path, repo: str, *, private: bool = True, **options: str | None) -> str:
@@ -110,7 +114,6 @@ def upload(
     Args:
         place: the snapshot.
         again: the command that tries again, for the message of an error.
-        token: other than the one that the user has logged in with.
 
     Raises:
         ValueError, HubError: as `push`.
@@ -130,8 +133,8 @@ def upload(
         ) from error
     if tagged != commit:
         raise ValueError(
-            f"{repo} was pushed as {commit[:8]}, but its tag {tag!r} is at {tagged[:8]} already; choose another tag, or "
-            "delete that one on the Hub"
+            f"{repo} was pushed as {commit[:8]}, but its tag {tag!r} is at {tagged[:8]} already; choose another tag, "
+            "or delete that one on the Hub"
         )
     where = "" if revision in (None, "main") else f"/tree/{revision}"
     return Pushed(f"{api.endpoint}/{repo}{where}", commit, is_private=is_private, is_new=is_new)

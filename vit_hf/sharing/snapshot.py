@@ -56,7 +56,9 @@ def is_weights(name: str) -> bool:
     return name == _INDEX or bool(_WEIGHT_FILE.fullmatch(name))
 
 
-def snapshot(folder: str | Path, target: str | Path, *, license: str | None = None) -> list[str]:
+def snapshot(
+    folder: str | Path, target: str | Path, *, license: str | None = None, repo: str | None = None
+) -> list[str]:
     """Copy the model repo that a folder holds, as it is now, into an empty folder.
 
     Weights that a run has published are hard-linked: they are replaced by renaming, so what happens to the run folder
@@ -65,7 +67,8 @@ def snapshot(folder: str | Path, target: str | Path, *, license: str | None = No
     Args:
         folder: a finished run, a checkpoint or best model in one, or any folder that `save_pretrained` wrote.
         target: an empty folder on any file system.
-        license: for the card, an identifier of the Hub such as "apache-2.0".
+        license: for the card, an identifier of the Hub such as "apache-2.0"; None for what the folder's card says.
+        repo: for the card, the Hub id that its code loads; None likewise.
 
     Returns:
         The names of the files, sorted; "manifest.json" among them.
@@ -76,7 +79,7 @@ def snapshot(folder: str | Path, target: str | Path, *, license: str | None = No
         OSError: a file cannot be read or written.
     """
     freeze(folder, target)
-    return complete(target, license=license)
+    return complete(target, license=license, repo=repo)
 
 
 def freeze(folder: str | Path, target: str | Path) -> None:
@@ -100,14 +103,14 @@ def freeze(folder: str | Path, target: str | Path) -> None:
         shutil.copyfile(source, copy)
 
 
-def complete(target: str | Path, *, license: str | None = None) -> list[str]:
+def complete(target: str | Path, *, license: str | None = None, repo: str | None = None) -> list[str]:
     """Do the rest of `snapshot` in the copy: clean records, render the card, look for tokens, write the manifest."""
     target = Path(target)
     (target / MANIFEST).unlink(missing_ok=True)  # that of a checkpoint, which lists other files
     for name in RECORDS:
         if (target / name).is_file():
             _clean_record(target / name)
-    rendered = {"README.md": render_card([target], license=license), **eval_result_files(target)}
+    rendered = {"README.md": render_card([target], license=license, repo=repo), **eval_result_files(target)}
     for name, text in rendered.items():
         (target / name).parent.mkdir(exist_ok=True)
         (target / name).unlink(missing_ok=True)

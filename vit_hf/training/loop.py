@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,7 @@ def train(
     output: str | Path | None = None,
     resume: str | Path | None = None,
     quiet: bool = False,
+    on_checkpoint: Callable[[Path], None] | None = None,
     **overrides: Any,
 ) -> TrainResult:
     """Train a model and leave a model repo.
@@ -62,6 +64,8 @@ def train(
             if it has none; or a run folder, or one of its checkpoints. The result is, bit for bit, that of a run that
             was never stopped.
         quiet: print nothing.
+        on_checkpoint: called on the main process with the folder of each checkpoint that was published, before older
+            ones are removed; the run waits for it, and what it raises ends the run.
         overrides: recipe fields by keyword, with "__" for the dot (`optimization__epochs=10`), and the short forms
             `data` (source) and `max_steps`.
 
@@ -83,7 +87,7 @@ def train(
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.cpu_threads or threads)
     try:
-        return _run_phases(Session(recipe, quiet=quiet), output, resume)
+        return _run_phases(Session(recipe, quiet=quiet, on_checkpoint=on_checkpoint), output, resume)
     finally:
         torch.set_num_threads(threads)
 

@@ -65,10 +65,11 @@ class Session:
     Args:
         recipe: of the run.
         quiet: print nothing.
+        on_checkpoint: called on the main process with the folder of a checkpoint that was published.
     """
 
-    def __init__(self, recipe: Recipe, *, quiet: bool):
-        self.recipe, self.quiet = recipe, quiet
+    def __init__(self, recipe: Recipe, *, quiet: bool, on_checkpoint: Callable[[Path], None] | None = None):
+        self.recipe, self.quiet, self.on_checkpoint = recipe, quiet, on_checkpoint
         self.started = self.saved_at = time.perf_counter()
         AcceleratorState._reset_state()  # a run before this one, in a notebook, may have had another precision
         self.accelerator = Accelerator(
@@ -342,7 +343,9 @@ class Session:
         if self.folder is not None:
             parts = [tensors, weights, moving or {}]
             needed = sum(tensor.nbytes for part in parts for tensor in part.values())
-            self.folder.publish(name, write, bytes_needed=needed)
+            published = self.folder.publish(name, write, bytes_needed=needed)
+            if self.on_checkpoint is not None:
+                self.on_checkpoint(published)
             self.rotate()
         self.accelerator.wait_for_everyone()
         self.saved_at = time.perf_counter()

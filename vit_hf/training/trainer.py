@@ -358,6 +358,11 @@ class VitHfTrainer(Trainer):
         named = {key if key.startswith(prefix) else prefix + key: value for key, value in metrics.items()}
         return EvalLoopOutput(predictions=predictions, label_ids=labels, metrics=named, num_samples=count)
 
+    # ------------------------------------------------------------------------------ the Hub
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Refuse: `vit_hf.VitHfTrainer` is the class that pushes."""
+        raise ValueError("this class does not push to the Hub; use vit_hf.VitHfTrainer, which is this one with the Hub")
+
     # ------------------------------------------------------------------------------ checkpoints
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
@@ -468,11 +473,6 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError("FSDP and DeepSpeed are served by scripts/finetune_accelerate.py; use that, or DDP here")
     if args.fp16_full_eval or args.bf16_full_eval:
         raise ValueError("fp16_full_eval and bf16_full_eval are not served; bf16 or fp16 covers the evaluation too")
-    if args.push_to_hub and args.hub_strategy != "end":
-        raise ValueError(
-            f"hub_strategy {str(args.hub_strategy)!r} makes the Trainer write training_args.bin, a pickle that holds "
-            "the Hub token; use hub_strategy='end'"
-        )
 
 
 def _are_default(names: list[str], data_names: list[str]) -> bool:
