@@ -14,14 +14,14 @@ import threading
 from pathlib import Path
 
 SERVE = """
-import json, logging, sys, time, traceback
+import json, os, sys, time, traceback
 import torch
 torch.set_num_threads(1)
 from vit_hf.sharing import attempts, hub
 
 pauses = []
 time.sleep = pauses.append
-attempts.SILENCE_S = 0.2
+attempts.SILENCE_S = 1.0
 answers, sys.stdout = sys.stdout, sys.stderr
 print("ready", file=answers, flush=True)
 for line in sys.stdin:
@@ -40,6 +40,8 @@ for line in sys.stdin:
         answer |= {"kinds": [kind.__name__ for kind in type(error).__mro__], "message": str(error)}
         answer["trace"] = traceback.format_exc()
     print(json.dumps({**answer, "pauses": pauses}), file=answers, flush=True)
+sys.stderr.flush()
+os._exit(0)  # at once: the libraries' own end takes seconds
 """
 
 

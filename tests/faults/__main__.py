@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from . import crash, preemption, resources, resuming
+from . import crash, hub, preemption, resources, resuming
 from .harness import Tally, finish, published, small
 
 Case = Callable[[Path], Tally]
@@ -92,6 +92,14 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str, Case]]:
         ("44", "NaN and infinity", resources.bad_numbers),
         ("44", "NaN on one of two ranks", resources.bad_numbers_on_one_of_two_ranks),
         ("45", "too little memory", resources.too_little_memory),
+        ("47", "one fault of each endpoint of the Hub", hub.passing_faults),
+        ("47", "lasting faults of the Hub", hub.lasting_faults),
+        ("47", "runs that push to a dead Hub", hub.runs_with_a_dead_hub),
+        ("48", "lost answers of the Hub", hub.lost_answers),
+        ("49", "refusals of the Hub", hub.refusals),
+        ("50", "damaged downloads", hub.damaged_downloads),
+        ("51", "push, then pull", hub.round_trips),
+        ("52", "what leaves with a push", hub.what_leaves),
     ]
 
 
