@@ -17,8 +17,8 @@ from . import harness
 from .harness import Tally, valid
 
 sys.path.append(str(Path(__file__).parents[1]))  # where the server is, when this is not run by pytest
-from push_client import CallError, Client  # noqa: E402
-from hub_server import Hub  # noqa: E402
+from push_client import CallError, Client
+from hub_server import Hub
 
 REPO = "tester/tiny"
 WRITES = ("create", "info", "preupload", "lfs_batch", "lfs_put", "validate", "commit", "branch", "tag")
@@ -35,8 +35,8 @@ with contextlib.redirect_stdout(io.StringIO()) as printed:
     logging.getLogger("vit_hf").removeHandler(handler)
 value = [code, printed.getvalue()]
 """
-_RUN = ["train", "digits", "--max-steps", "3", "--checkpoint_steps", "1", "--checkpoint_limit", "9", "--trackers", "none",
-        "--data.max_train_images", "64", "--data.max_test_images", "40"]  # fmt: skip
+_RUN = ["train", "digits", "--max-steps", "3", "--checkpoint_steps", "1", "--checkpoint_limit", "9",
+        "--trackers", "none", "--data.max_train_images", "64", "--data.max_test_images", "40"]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -120,14 +120,14 @@ def lasting_faults(folder: Path) -> Tally:
                 tally.counts["local files changed"] += harness.digest(model) != before
                 tally.check(harness.digest(model) == before, f"{name}: the folder has changed")
                 hub._faults[endpoint].clear()
-                code, printed = run_command(client, message.partition("to try again: ")[2] or "vit-hf none")
+                code, _ = run_command(client, message.partition("to try again: ")[2] or "vit-hf none")
                 commits = len(hub.repos["model", REPO].history("dev")) - 1 if hub.repos else 0
                 tally.check((code, commits) == (0, 1), f"{name}: the command ended with {code}, {commits} commits")
     return tally
 
 
 def runs_with_a_dead_hub(folder: Path) -> Tally:
-    """Training with a push of every checkpoint while an endpoint fails for ever: the run is the same to the bit (47)."""
+    """Training with a push of every checkpoint to a dead endpoint: the run is bit for bit the same (case 47)."""
     tally = Tally()
     with hub_and_client(folder) as (hub, client):
         code, printed = run_command(client, shlex.join(["vit-hf", *_RUN, "--output", str(folder / "alone")]))
@@ -231,7 +231,7 @@ def round_trips(folder: Path) -> Tally:
     tally = Tally()
     members = {"cls": {}, "gap": {"pooling": "gap"}, "map": {"pooling": "map"}, "registers": {"num_register_tokens": 3},
                "scaled": {"layer_scale_init": 0.1, "qk_norm": True}, "swiglu": {"hidden_act": "swiglu"}}  # fmt: skip
-    with hub_and_client(folder) as (hub, client):
+    with hub_and_client(folder) as (_, client):
         for seed, (name, fields) in enumerate(members.items()):
             model = save(folder / name, seed, **fields)
             client.push(model, f"tester/{name}")
