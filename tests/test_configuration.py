@@ -370,8 +370,8 @@ def test_two_classes_may_share_a_name():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_labels": 0}, "num_labels is 0; expected 1 to 10,000,000"),
-        ({"num_labels": -1}, "num_labels is -1; expected 1 to 10,000,000"),
+        ({"num_labels": 0}, "num_labels is 0; expected 1 to 1,000,000"),
+        ({"num_labels": -1}, "num_labels is -1; expected 1 to 1,000,000"),
         ({"num_labels": "3"}, "num_labels is '3'; expected an int"),
         ({"num_labels": True}, "num_labels is True; expected an int"),
         ({"id2label": {}}, "num_labels is 0; expected 1 to"),

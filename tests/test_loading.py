@@ -79,7 +79,8 @@ def assert_same_weights(found, expected, *, but: tuple[str, ...] = ()) -> None:
 
 
 def rewrite(folder: Path, change) -> None:
-    """Pass the weights on disk through a function."""
+    """Pass the weights on disk through a function; as when they are replaced on purpose, without the manifest."""
+    (folder / "manifest.json").unlink()
     file = folder / "model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
@@ -109,10 +110,11 @@ def test_names_on_disk_are_those_of_the_modules(model_class, saved):
         assert set(file.keys()) == model.state_dict().keys() == dict(model.named_parameters()).keys()
 
 
-def test_a_saved_folder_holds_weights_config_and_code_only(saved):
+def test_a_saved_folder_holds_weights_config_code_and_their_manifest_only(saved):
     folder, _ = saved()
     code = {"configuration_vit_hf.py", "modeling_vit_hf.py"}
-    assert {file.name for file in folder.iterdir()} == {"config.json", "model.safetensors"} | code
+    files = {"config.json", "model.safetensors", "manifest.json"}
+    assert {file.name for file in folder.iterdir()} == files | code
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,15 @@ registers of DINOv2, the attention pooling of big_vision, the hybrids of the pap
 file: H x W pixels, h x w patch grid, D width.
 """
 
+import contextlib
+import hashlib
+import json
 import math
+import os
+import re
+from collections.abc import Iterable
 from dataclasses import fields
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -31,8 +38,24 @@ SIZE_LIMITS = {
     "representation_size": (1, 65_536),
     "num_register_tokens": (0, 65_536),
     "resnet_stem_width": (1, 65_536),
-    "num_labels": (1, 10_000_000),
+    "num_labels": (1, 1_000_000),
 }
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+# What transformers does by itself where a config.json has the field: fetch code or other files, patch or replace
+# modules. That is for the caller to ask for, who passes it to `from_pretrained`. Of the attention backends a file may
+# name those that torch holds.
+CALLERS_FIELDS = (
+    "adapter_kwargs", "allow_all_kernels", "code_revision", "configuration_files", "distributed_config",
+    "experts_implementation", "extra_config_files", "extra_files", "fusion_config", "kernel_config",
+    "per_layer_config", "quantization_config", "transformers_weights", "trust_remote_code", "use_kernels",
+    "use_safetensors", "weights_only",
+)  # fmt: skip
+ATTENTION_FIELDS, ATTENTION_BACKENDS = (
+    ("attn_implementation", "_attn_implementation"),
+    ("eager", "sdpa", "flex_attention"),
+)
+MANIFEST = "manifest.json"
+MANIFEST_BYTES = 8 << 20  # some 60,000 files
 AUTO_MAP = {
     "AutoConfig": "configuration_vit_hf.VitHfConfig",
     "AutoModel": "modeling_vit_hf.VitHfModel",
@@ -146,8 +169,10 @@ class VitHfConfig(PreTrainedConfig):
         for name in ("image_size", "patch_size", "resnet_stem_layers"):
             if isinstance(value := getattr(self, name), tuple):
                 setattr(self, name, list(value))  # as JSON gives it back
-        if self.id2label is not None and not isinstance(self.id2label, dict):
-            raise ValueError(f"'id2label' is a {type(self.id2label).__name__}; expected {{0: first name, 1: ...}}")
+        _check_label_tables(self.id2label, self.label2id)
+        for name, dtype in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
+            if isinstance(dtype, str) and dtype not in DTYPES:
+                raise ValueError(f"{name} is {dtype[:40]!r}; expected one of {', '.join(DTYPES)}")
         if kwargs.get("num_labels") is None:
             kwargs.pop("num_labels", None)
         else:
@@ -164,12 +189,38 @@ class VitHfConfig(PreTrainedConfig):
             self.label2id = {name: index for index, name in self.id2label.items()}
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the JSON form from a folder or the Hub, as `PreTrainedConfig` does.
+
+        Raises:
+            OSError: there is none, or it is no JSON object; among those a nesting or a number without end.
+        """
+        try:
+            form, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError:
+            raise
+        except (ValueError, RecursionError, TypeError, AttributeError) as error:
+            raise OSError(
+                f"config.json of {pretrained_model_name_or_path} cannot be read ({str(error)[:200]})"
+            ) from error
+        if not isinstance(form, dict):
+            raise OSError(
+                f"config.json of {pretrained_model_name_or_path} holds a {type(form).__name__}, no JSON object"
+            )
+        return form, rest
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Build a config from its JSON form; fields in `kwargs` replace those of the form before the checks run.
 
         Other label names, or another number of them, replace all that the form says of labels. `kwargs` that are no
         fields go to `PreTrainedConfig.from_dict`.
+
+        Raises:
+            ValueError: the form has a field that is the caller's choice (`CALLERS_FIELDS`), or one that would replace
+                something of this class.
         """
+        _check_form(cls, config_dict)
         labels = ("id2label", "label2id", "num_labels")
         names = {field.name for field in fields(cls)} - {"dtype"} | {"num_labels"}
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
@@ -227,6 +278,12 @@ class VitHfConfig(PreTrainedConfig):
     def stem_stride(self) -> int:
         """Pixels per cell of the feature map that the patch projection sees: 1 without a ResNet stem."""
         return 1 if self.resnet_stem_layers is None else 4 * 2 ** max(len(self.resnet_stem_layers) - 1, 0)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Write config.json and the code, as `PreTrainedConfig` does, and their entries in a manifest that is there."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if os.path.isfile(os.path.join(save_directory, MANIFEST)):
+            update_manifest(save_directory, ["config.json", Path(__file__).name])
 
     def validate_architecture(self):
         """Run the checks of sizes and values in an order in which each may rely on the one before."""
@@ -328,6 +385,43 @@ class VitHfConfig(PreTrainedConfig):
         return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}
 
 
+def _check_form(cls: type, form: dict[str, Any]) -> None:
+    """Raise if the JSON form of a config asks for what only the caller may ask for, or would replace methods."""
+    own = {field.name for field in fields(cls)}
+    settable = {"model_type", "num_labels", "output_attentions", "torch_dtype", "name_or_path"}
+    for name, value in form.items():
+        if name in ATTENTION_FIELDS:
+            if value is not None and value not in ATTENTION_BACKENDS:
+                raise ValueError(
+                    f"the config's {name} is {str(value)[:80]!r}; expected one of {', '.join(ATTENTION_BACKENDS)}: "
+                    "remove it, and pass attn_implementation to from_pretrained"
+                )
+        elif (name in CALLERS_FIELDS and value is not None) or (name not in own | settable and hasattr(cls, name)):
+            raise ValueError(
+                f"the config has the field {name!r}, which no file may set: remove it, and pass it to from_pretrained "
+                "if it is wanted"
+            )
+
+
+def _check_label_tables(id2label: Any, label2id: Any) -> None:
+    """Raise unless both are tables of a sane length with integers on the side of the indices, each index once."""
+    for name, table in (("id2label", id2label), ("label2id", label2id)):
+        if table is None:
+            continue
+        if not isinstance(table, dict):
+            raise ValueError(f"'{name}' is a {type(table).__name__}; expected {{0: first name, 1: ...}} or its inverse")
+        if table:
+            _check_size("num_labels", len(table))
+        try:
+            indices = {int(index) for index in (table if name == "id2label" else table.values())}
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name} has an index that is no integer ({str(error)[:80]}); expected 0, 1, ..."
+            ) from error
+        if name == "id2label" and len(indices) < len(table):
+            raise ValueError(f"id2label has {len(table)} entries for {len(indices)} indices; expected each once")
+
+
 def _check_size(name: str, *values: int) -> None:
     """Raise unless all values of a size lie within its `SIZE_LIMITS`."""
     smallest, largest = SIZE_LIMITS[name]
@@ -352,6 +446,78 @@ def patch_grid(image_hw: tuple[int, int], patch_hw: tuple[int, int]) -> tuple[in
             fitting = f"{below} or {below + patch}" if below else f"{patch} or {2 * patch}"
             raise ValueError(f"image_size {size} ({side}) is not divisible by patch_size {patch}; use {fitting}")
     return image_hw[0] // patch_hw[0], image_hw[1] // patch_hw[1]
+
+
+# ---------------------------------------------------------------------------------------------- manifest
+def sha256(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_manifest(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """Read the manifest of a model folder: size in bytes and SHA-256 of files, by their names in the folder.
+
+    Raises:
+        ValueError: it is no such table, larger than `MANIFEST_BYTES`, or has names that lead out of the folder.
+        OSError: it cannot be read.
+    """
+    size = os.path.getsize(path)
+    if size > MANIFEST_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes; expected at most {MANIFEST_BYTES:,}: remove or download it anew")
+    try:
+        with open(path, encoding="utf-8") as file:
+            entries = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({str(error)[:200]}); remove or download it anew") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} holds a {type(entries).__name__}; expected an object of files: download it anew")
+    for name, entry in entries.items():
+        whole = (
+            isinstance(entry, dict)
+            and type(entry.get("bytes")) is int
+            and entry["bytes"] >= 0
+            and re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256")))
+        )
+        if not is_inside(name) or not whole:
+            raise ValueError(
+                f"{path}: its entry {name[:80]!r} is {str(entry)[:80]}; expected the name of a file in the folder, "
+                '{"bytes": size, "sha256": 64 digits}: remove or download it anew'
+            )
+    return entries
+
+
+def is_inside(name: Any) -> bool:
+    """Whether a text names a file in or below a folder on every system: no `..`, root, drive, backslash or NUL."""
+    if not isinstance(name, str) or not name or len(name) > 1_000 or any(ord(c) < 32 or c in "\\:" for c in name):
+        return False
+    parts = name.split("/")
+    return not PurePosixPath(name).is_absolute() and not any(part in ("", ".", "..") for part in parts)
+
+
+def update_manifest(folder: str | os.PathLike, names: Iterable[str], *, stale: str = r"(?!)") -> None:
+    """Write the entries of files that were just written into a folder's manifest, at once; other entries stay.
+
+    Args:
+        folder: the model folder.
+        names: files in it.
+        stale: pattern of names whose entries go, if they are not among `names`.
+    """
+    folder = Path(folder)
+    entries: dict[str, dict[str, Any]] = {}
+    with contextlib.suppress(OSError, ValueError):  # none yet, or one that says nothing
+        entries = read_manifest(folder / MANIFEST)
+    entries = {name: entry for name, entry in entries.items() if not re.fullmatch(stale, name)}
+    for name in names:
+        entries[name] = {"bytes": os.path.getsize(folder / name), "sha256": sha256(folder / name)}
+    temporary = folder / f".{MANIFEST}"
+    temporary.unlink(missing_ok=True)
+    with open(temporary, "x", encoding="utf-8") as file:  # a new file, never through a link
+        file.write(json.dumps(dict(sorted(entries.items())), indent=2) + "\n")
+    temporary.replace(folder / MANIFEST)
 
 
 __all__ = ["VitHfConfig"]

@@ -45,6 +45,8 @@ from transformers.image_processing_backends import PilBackend, TorchvisionBacken
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict, load_image
 from transformers.processing_utils import ImagesKwargs
 
+from .configuration_vit_hf import MANIFEST, update_manifest
+
 _AUTO_MAP = {
     "AutoImageProcessor": {
         "torchvision": "image_processing_vit_hf.VitHfImageProcessor",
@@ -339,6 +341,15 @@ class _VitHfDefaults:
             return torch.from_numpy(np.array(_pil_to_rgb(image))).permute(2, 0, 1).contiguous()
         colours, was_unit = _array_to_rgb(image, input_data_format)
         return colours / 255 if was_unit and not do_rescale else colours
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Write the settings and the code, as transformers does, and their entries in a manifest that is there."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if os.path.isfile(os.path.join(save_directory, MANIFEST)):
+            code = {f"{module.rpartition('.')[2]}.py" for module in (type(self).__module__, __name__)}
+            files = {*code, "configuration_vit_hf.py", "preprocessor_config.json"} & set(os.listdir(save_directory))
+            update_manifest(save_directory, sorted(files))
+        return saved
 
     def to_dict(self) -> dict[str, Any]:
         """Settings for the JSON, with an `auto_map` that names the class of either backend."""

@@ -9,15 +9,20 @@ Shapes: B batch, C channels, H x W pixels, h x w patch grid, P tokens before the
 N tokens (P + h*w), Q query tokens, D width, A heads, K head dim (A*K = D), L classes, R representation size.
 """
 
+import contextlib
 import copy
+import inspect
+import json
 import math
 import os
-from collections.abc import Callable
-from typing import TypeVar, cast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
@@ -29,14 +34,17 @@ from transformers.modeling_outputs import (
     MaskedImageModelingOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import cached_file, is_peft_available, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_vit_hf import VitHfConfig, patch_grid
+from .configuration_vit_hf import MANIFEST, VitHfConfig, is_inside, patch_grid, read_manifest, sha256, update_manifest
 
 logger = logging.get_logger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
+WEIGHT_FILES = r"model(-\d{5}-of-\d{5})?(\.[\w-]+)?\.safetensors|model\.safetensors\.index(\.[\w-]+)?\.json"
+FLOATS = ("F64", "F32", "F16", "BF16")  # what models of this family hold, as safetensors calls it
+HEADER_BYTES = 4 << 20  # 1,024 blocks with all options take half of it; 47 MB cost safetensors 1.2 GB and 4 s
 
 
 # ---------------------------------------------------------------------------------------------- initialisation
@@ -541,6 +549,203 @@ class VitHfPooler(nn.Module):
         return pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))  # (B, D) or (B, R)
 
 
+# ---------------------------------------------------------------------------------------------- weight files
+Shapes = dict[str, tuple[int, ...]]
+
+
+class WeightsError(OSError):
+    """A file of weights is not there, or not whole."""
+
+
+def read_shapes(path: str | os.PathLike) -> Shapes:
+    """Read the names and shapes of the tensors in a safetensors file; no tensor is read or made.
+
+    safetensors itself checks that the header is JSON, and that its tensors cover the file without holes or overlaps.
+    It lets pass, and this refuses: a header of many megabytes, names that occur twice, tensors that are no
+    floating-point numbers.
+
+    Raises:
+        WeightsError: the file is no such file, whole; the message says what it is.
+    """
+    name = os.path.basename(path)
+    if not os.path.isfile(path):
+        raise WeightsError(f"{name} is {'a folder' if os.path.isdir(path) else 'missing'}")
+    with open(path, "rb") as file:
+        size, length = os.path.getsize(path), file.read(8)
+        if size < 8:
+            raise WeightsError(f"{name} has {size} bytes" if size else f"{name} is empty")
+        if length.lstrip(b"\xef\xbb\xbf\r\n\t ").startswith(b"<"):
+            raise WeightsError(f"{name} is a web page")
+        if length == b"version ":
+            raise WeightsError(f"{name} is a Git-LFS pointer")
+        count = int.from_bytes(length, "little")
+        if count > min(size - 8, HEADER_BYTES):
+            raise WeightsError(
+                f"{name} begins with {length!r}, a header of {count:,} bytes in a file of {size:,}; expected at most "
+                f"{HEADER_BYTES:,}"
+            )
+        header = file.read(count)
+    try:
+        with safe_open(path, framework="pt"):
+            table = json.loads(header, object_pairs_hook=_no_name_twice)
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{name}: {str(error)[:200]}") from error
+    table.pop("__metadata__", None)
+    wrong = [f"{key[:80]} is {entry['dtype']}" for key, entry in table.items() if entry["dtype"] not in FLOATS]
+    if wrong:
+        raise WeightsError(f"{name}: {'; '.join(wrong[:8])}; expected floating-point numbers ({', '.join(FLOATS)})")
+    return {key: tuple(entry["shape"]) for key, entry in table.items()}
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)[:80]!r} stands twice in the header")
+    return table
+
+
+def read_shard_index(path: str | os.PathLike) -> list[str]:
+    """Read the names of the shards from the index of sharded weights.
+
+    Raises:
+        WeightsError: it is no such index, or names anything but files beside it.
+    """
+    name = os.path.basename(path)
+    try:
+        if (size := os.path.getsize(path)) > HEADER_BYTES:
+            raise ValueError(f"{size:,} bytes; expected at most {HEADER_BYTES:,}")
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file, object_pairs_hook=_no_name_twice)
+        table = content["weight_map"]
+        shards = sorted(set(table.values()))
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{name} is no index of shards ({type(error).__name__}: {str(error)[:200]})") from error
+    outside = [shard for shard in shards if not is_inside(shard) or "/" in shard]
+    if outside or not shards:
+        what = f"shards outside its folder ({outside[:3]})" if outside else "no shards"
+        raise WeightsError(f"{name} names {what}; expected names of files beside it")
+    return shards
+
+
+def _beside(path: str | os.PathLike, name: str, options: dict[str, Any]) -> str | None:
+    """Find a file of a model folder or Hub repo (then download it), None if there is none."""
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options)
+
+
+def _commit(file: str | None) -> str | None:
+    """Return the commit of a file in the Hub's cache, None for any other file."""
+    found = None if file is None else re.search(r"/snapshots/([0-9a-f]{40})/", Path(file).as_posix())
+    return found[1] if found else None
+
+
+def _find_weights(
+    path: str | os.PathLike, variant: str | None, options: dict[str, Any], *, safe: bool
+) -> dict[str, str]:
+    """Find the weight files that transformers will load, download them from the Hub; name in the folder -> path.
+
+    Raises:
+        WeightsError: there are none; or the index names files that are not there, or not beside it.
+    """
+    middle = f".{variant}" if variant else ""
+    single = f"model{middle}.safetensors" if safe else f"pytorch_model{middle}.bin"
+    index = f"model.safetensors.index{middle}.json" if safe else f"pytorch_model.bin.index{middle}.json"
+    folder = Path(path, options.get("subfolder", ""))
+    parts = [file.name for file in folder.glob("shard-*.safetensors")]
+    if parts:
+        raise WeightsError(
+            f"{parts[0]} is part of a distributed checkpoint, which transformers would load instead of {single}"
+        )
+    if (found := _beside(path, single, options)) is not None:
+        return {single: found}
+    if (found := _beside(path, index, options)) is None:
+        raise WeightsError(f"{'it is a folder' if (folder / single).is_dir() else 'no file named'} {single}")
+    files = {index: found}
+    for shard in read_shard_index(found):
+        if (place := _beside(path, shard, options)) is None:
+            raise WeightsError(f"{index} names {shard}, which is missing")
+        if folder.is_dir() and leads_away(place):
+            raise WeightsError(f"{shard} is a link to {os.path.realpath(place)}, outside of the folder")
+        files[shard] = place
+    return files
+
+
+def _shapes_in(files: dict[str, str]) -> Shapes:
+    """Read the shapes of all tensors in safetensors files.
+
+    Raises:
+        WeightsError: a file cannot be read, or a tensor lies in another file than the index says.
+    """
+    shapes: Shapes = {}
+    said: dict[str, str] | None = None
+    for name, place in files.items():
+        if name.endswith(".json"):
+            said = json.loads(Path(place).read_text(encoding="utf-8"))["weight_map"]
+            continue
+        found = read_shapes(place)
+        wrong = [key for key in found if key in shapes or (said is not None and said.get(key) != name)]
+        if wrong:
+            raise WeightsError(f"{name} holds {wrong[0][:80]!r}, which the index has not, or in another shard")
+        shapes.update(found)
+    lost = sorted((said or {}).keys() - shapes.keys())
+    if lost:
+        raise WeightsError(f"{said and said[lost[0]]} lacks {lost[0][:80]!r}, which the index has in it")
+    return shapes
+
+
+@contextlib.contextmanager
+def _readable(path: str | os.PathLike) -> Iterator[None]:
+    """Say what an error in reading weights means, and what to do."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        local = os.path.isdir(path)
+        if not local and not isinstance(error, SafetensorError | WeightsError):
+            raise  # the Hub client's own words
+        remedy = "save the model or copy its files anew" if local else "load once with force_download=True"
+        raise OSError(
+            f"the weights of {path} cannot be read ({error}); expected model.safetensors, or its shards and their "
+            f"index, whole, and not a web page or Git-LFS pointer of that name: {remedy}"
+        ) from error
+
+
+def leads_away(file: str | os.PathLike) -> bool:
+    """Whether a file is a link to another folder; those from a snapshot of the Hub's cache to its blobs are none."""
+    folder, target = Path(file).absolute().parent, Path(os.path.realpath(file))
+    home = folder
+    if "snapshots" in folder.parts:
+        home = Path(*folder.parts[: len(folder.parts) - folder.parts[::-1].index("snapshots") - 1])
+    return Path(os.path.realpath(home)) not in target.parents
+
+
+def check_against_manifest(files: dict[str, str], manifest: str) -> None:
+    """Compare files with what a manifest says of them; files that it does not list are not compared.
+
+    Args:
+        files: name in the manifest -> path.
+        manifest: path of the manifest.
+
+    Raises:
+        OSError: a file has another size or SHA-256; or the manifest is no such table.
+    """
+    try:
+        entries = read_manifest(manifest)
+    except ValueError as error:
+        raise OSError(str(error)) from error
+    for name in sorted(files.keys() & entries.keys()):
+        found: dict[str, Any] = {"bytes": os.path.getsize(files[name])}
+        if found["bytes"] == entries[name]["bytes"]:
+            found["sha256"] = sha256(files[name])
+        if found.items() <= entries[name].items():
+            continue
+        key = list(found)[-1]
+        raise OSError(
+            f"{files[name]} is not what {MANIFEST} beside it says: {key} {found[key]}, expected {entries[name][key]}. "
+            "It was damaged or cut off: load once with force_download=True, or copy it anew; if it was replaced on "
+            f"purpose, remove its entry from {MANIFEST}"
+        )
+
+
 # ---------------------------------------------------------------------------------------------- models
 class VitHfPreTrainedModel(PreTrainedModel):
     """Initialisation, loading and capability flags that all models of this family share."""
@@ -638,6 +843,28 @@ class VitHfPreTrainedModel(PreTrainedModel):
         for config in {id(c): c for c in (self.config, self.encoder.config, embeddings.config)}.values():
             config.image_size, config.patch_size = changed.image_size, changed.patch_size
 
+    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
+        """Write weights, config and code, as `PreTrainedModel` does, and their entries in manifest.json.
+
+        The manifest holds size and SHA-256 of each file, for `from_pretrained` and whoever copies the folder. Entries
+        of other files stay; weights of a save before this one lose theirs. Several processes write as one.
+        """
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if is_main_process and not (distributed and torch.distributed.get_rank()):
+            self._write_manifest(save_directory)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        """Upload what was saved; `save_pretrained(push_to_hub=True)` comes here before it returns."""
+        self._write_manifest(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _write_manifest(self, folder: str | os.PathLike) -> None:
+        code = {f"{kind.__module__.rpartition('.')[2]}.py" for kind in (type(self), VitHfPreTrainedModel, VitHfConfig)}
+        files = {file.name for file in Path(folder).iterdir() if file.is_file()}
+        weights = {name for name in files if re.fullmatch(WEIGHT_FILES, name)}
+        update_manifest(folder, sorted(files & (weights | code | {"config.json"})), stale=WEIGHT_FILES)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """Load a model, as `PreTrainedModel.from_pretrained` does, but strictly, and to any image size or label set.
@@ -649,22 +876,28 @@ class VitHfPreTrainedModel(PreTrainedModel):
         - `num_labels=...`, `id2label=...`, or a config whose label names differ: the classifier is replaced by a new
           one of zeros, also when the number of classes is the same.
 
-        Weights are read from safetensors files only, unless `use_safetensors=False` is given.
+        Weights are read from safetensors files only, unless `use_safetensors=False` is given. What a manifest.json
+        beside them says of size and SHA-256 must hold for those that are read (not for config.json, which people
+        edit); files that it does not list are not compared. A config that asks for far more than the files
+        hold is refused before a model is built. Of a Hub repo all files come from one commit.
 
         Raises:
             ValueError: the config's fields do not fit together; or weights are missing, left over, of another shape
                 or not finite, and the difference between the stored and the loaded class (base model, classifier,
                 masked image modelling) does not explain it; all are listed.
-            OSError: a file is missing or cannot be read.
+            OSError: a file is missing, cannot be read, or is not what the manifest says.
         """
         if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         path = pretrained_model_name_or_path
         wants_info = kwargs.pop("output_loading_info", False)
         accepts_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
-        kwargs.setdefault("use_safetensors", True)
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
         hub_options = {name: kwargs[name] for name in names if name in kwargs}
+        if (commit := _commit(_beside(path, "config.json", hub_options))) is not None:
+            hub_options["revision"] = commit
         stored_dict, _ = cls.config_class.get_config_dict(path, **hub_options)
         if (model_type := stored_dict.get("model_type")) != cls.config_class.model_type:
             found = f"a model of type {model_type!r}" if stored_dict else "no config.json"
@@ -674,30 +907,53 @@ class VitHfPreTrainedModel(PreTrainedModel):
                 "transformers' AutoModel"
             )
         stored = cls.config_class.from_dict(stored_dict)
+        if config is None:
+            kwargs |= hub_options
         if not isinstance(config, PreTrainedConfig):
             config, kwargs = cls.config_class.from_pretrained(
                 path if config is None else config, return_unused_kwargs=True, **kwargs
             )
-            kwargs.update(hub_options)
+        kwargs |= hub_options
         config = copy.deepcopy(config)
         config.validate()
         wanted = copy.copy(config)
         config.image_size, config.patch_size = stored.image_size, stored.patch_size
         config.id2label, config.label2id = stored.id2label, stored.label2id
-        try:
+        with _readable(path):
+            files = _find_weights(path, kwargs.get("variant"), hub_options, safe=kwargs["use_safetensors"])
+            shapes = _shapes_in(files) if kwargs["use_safetensors"] else None
+        if (manifest := _beside(path, MANIFEST, hub_options)) is not None:
+            check_against_manifest(files, manifest)
+        searched = os.path.isdir(path) or is_peft_available()
+        if searched and _beside(path, "adapter_config.json", hub_options) is not None:
+            raise ValueError(
+                f"{path} holds an adapter beside the model (adapter_config.json), which transformers would load "
+                "unasked: move it to a folder of its own, and load it with PeftModel.from_pretrained"
+            )
+        architectures = stored.architectures or []
+        if shapes is not None and not kwargs.get("key_mapping"):
+            known = inspect.signature(cls.__init__).parameters
+            expected = cls._expected_shapes(config, *model_args, **{k: v for k, v in kwargs.items() if k in known})
+            held, needed = (sum(map(math.prod, table.values())) for table in (shapes, expected))
+            if needed > 4 * held:  # not to be built
+                info = cls._compare_shapes(shapes, expected)
+                cls._refuse(cls._differences(info, architectures, accepts_other_shapes), architectures, path)
+            positions = math.prod(config.grid_hw) * config.hidden_size
+            if positions > max(4 * held, 1 << 26) and config.position_embedding == "sincos2d":
+                raise ValueError(
+                    f"image_size {config.image_size} needs a table of {positions:,} positions, in a model of {held:,} "
+                    "weights; expected the image_size that it was trained with: mend or download its config.json anew"
+                )
+        kwargs["force_download"] = False  # it was
+        with _readable(path):
             model, info = super().from_pretrained(
                 path, *model_args, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
-        except (SafetensorError, OSError) as error:
-            local = os.path.isdir(path)
-            if isinstance(error, OSError) and not local:
-                raise  # the Hub client's own words
-            remedy = "save the model or copy its files anew" if local else "load once with force_download=True"
-            raise OSError(
-                f"the weights of {path} cannot be read ({error}); expected model.safetensors, or its shards and their "
-                f"index, whole, and not a web page or Git-LFS pointer of that name: {remedy}"
-            ) from error
-        model._check_loading(info, stored.architectures or [], path, accepts_other_shapes)
+        problems = cls._differences(info, architectures, accepts_other_shapes)
+        for key, weight in model.named_parameters():
+            if weight.device.type != "meta" and weight.is_floating_point() and not weight.isfinite().all():
+                problems.append(f"NaN or infinite: {key}")
+        cls._refuse(problems, architectures, path)
         if (wanted.image_hw, wanted.patch_hw) != (stored.image_hw, stored.patch_hw):
             model.set_image_size(wanted.image_size, wanted.patch_size)
         if wanted.id2label != stored.id2label:
@@ -709,11 +965,37 @@ class VitHfPreTrainedModel(PreTrainedModel):
         checked = type(self.config)(id2label=dict(id2label))
         self.config.id2label, self.config.label2id = checked.id2label, checked.label2id
 
-    def _check_loading(self, info: dict, architectures: list[str], path: str, accepts_other_shapes: bool) -> None:
-        """Raise unless all weights are there, or the difference of classes explains it; list all that are wrong."""
-        name = type(self).__name__
+    @classmethod
+    def _expected_shapes(cls, config: VitHfConfig, *args, **kwargs) -> Shapes:
+        """Names and shapes of all weights of a model, worked out from one block: building them all takes its time."""
+        small = copy.deepcopy(config)
+        small.num_hidden_layers, small._attn_implementation = 1, "eager"
+        with torch.device("meta"), init.no_init_weights():
+            state = cls(small, *args, **kwargs).state_dict()
+        shapes: Shapes = {}
+        for name, tensor in state.items():
+            before, first, after = name.partition("layers.0.")
+            repeats = config.num_hidden_layers if first and before in ("", "vit.") else 1
+            shapes.update({f"{before}layers.{i}.{after}" if i else name: tuple(tensor.shape) for i in range(repeats)})
+        return shapes
+
+    @classmethod
+    def _compare_shapes(cls, found: Shapes, expected: Shapes) -> dict[str, list]:
+        """Compare weights in files with those of a model; a base model's have no prefix. As transformers reports it."""
+        plain = {name.removeprefix("vit."): shape for name, shape in found.items()}
+        wanted = {name.removeprefix("vit."): shape for name, shape in expected.items()}
+        shapes = [(name, plain.get(name.removeprefix("vit.")), shape) for name, shape in expected.items()]
+        return {
+            "missing_keys": [name for name, other, _ in shapes if other is None],
+            "unexpected_keys": [name for name in found if name.removeprefix("vit.") not in wanted],
+            "mismatched_keys": [row for row in shapes if row[1] not in (None, row[2])],
+        }
+
+    @classmethod
+    def _differences(cls, info: dict, architectures: list[str], accepts_other_shapes: bool) -> list[str]:
+        """List what is wrong with weights, all of it that a difference of classes does not explain."""
         heads = ("classifier.", "distillation_classifier.", "decoder.", "pooler.", "embeddings.mask_token")
-        other_class = name not in architectures
+        other_class = cls.__name__ not in architectures
         problems = [
             f"{kind[:-5]}: {key}"
             for kind in ("missing_keys", "unexpected_keys")
@@ -723,13 +1005,15 @@ class VitHfPreTrainedModel(PreTrainedModel):
         if not accepts_other_shapes:
             shapes = sorted(info["mismatched_keys"])
             problems += [f"other shape: {key} {tuple(found)}, expected {tuple(want)}" for key, found, want in shapes]
-        for key, weight in self.named_parameters():
-            if weight.device.type != "meta" and weight.is_floating_point() and not weight.isfinite().all():
-                problems.append(f"NaN or infinite: {key}")
+        return problems
+
+    @classmethod
+    def _refuse(cls, problems: list[str], architectures: list[str], path: str) -> None:
+        """Raise with all problems of the weights, if there are any."""
         if problems:
             shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
             raise ValueError(
-                f"the weights in {path} do not fit a {name} with this config ({shown}). They were saved by "
+                f"the weights in {path} do not fit a {cls.__name__} with this config ({shown}). They were saved by "
                 f"{', '.join(architectures) or 'an unknown class'}: load them with that class and the config.json "
                 "beside them, without overriding sizes, and if that is so already, save or download the model anew"
             )

@@ -17,8 +17,8 @@ from . import harness
 from .harness import Tally, valid
 
 sys.path.append(str(Path(__file__).parents[1]))  # where the server is, when this is not run by pytest
-from push_client import CallError, Client
 from hub_server import Hub
+from push_client import CallError, Client
 
 REPO = "tester/tiny"
 WRITES = ("create", "info", "preupload", "lfs_batch", "lfs_put", "validate", "commit", "branch", "tag")

@@ -22,7 +22,8 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
-from ..training.state import MANIFEST, DamagedFolderError, find_damage, sha256_of, sync
+from ..configuration_vit_hf import sha256
+from ..training.state import MANIFEST, DamagedFolderError, find_damage, sync
 from .attempts import ATTEMPTS, HubError, cause, is_refused, limit_silence, remedy, retried, status_of, wait
 from .snapshot import is_allowed, is_weights, snapshot
 
@@ -226,7 +227,7 @@ def _is_same(file: Path, remote: RepoSibling | None) -> bool:
     if remote is None or not file.is_file() or file.stat().st_size != remote.size:
         return False
     if remote.lfs is not None:
-        return sha256_of(file) == remote.lfs.sha256
+        return sha256(file) == remote.lfs.sha256
     return git_hash(file.read_bytes()) == remote.blob_id
 
 

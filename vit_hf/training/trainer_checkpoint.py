@@ -1,8 +1,8 @@
 """A checkpoint of `VitHfTrainer` on disk: safetensors, JSON, and a manifest that says that all of it is there.
 
 `checkpoint-N/` is a model folder (the weights that move) with `trainer_state.json` by the Trainer, and from here the
-optimiser's tensors, `training_state.json`, the averaged weights if there are, and last the manifest. A folder without a
-manifest is one that a crash left half-written.
+optimiser's tensors, `training_state.json`, the averaged weights if there are, and last the manifest of it all. A folder
+without one, or with that of the model's files only, is one that a crash left half-written.
 """
 
 import json
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from ..configuration_vit_hf import read_manifest
 from .checkpoint import optimizer_tensors, restore_optimizer
 from .state import MANIFEST, DamagedFolderError, check_folder, describe_files, sync
 
@@ -136,6 +137,16 @@ def seal(folder: Path) -> None:
     sync(folder)
 
 
+def _is_sealed(folder: Path) -> bool:
+    """Whether `seal` was reached: what the model writes of itself does not list the state of the training."""
+    try:
+        return _STATE in read_manifest(folder / MANIFEST)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):  # damaged since then
+        return True
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the newest `checkpoint-N` in a folder that is whole, or None when no save was ever completed.
 
@@ -147,7 +158,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     damaged = None
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for path in sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
-        if not (path / MANIFEST).exists():
+        if not _is_sealed(path):
             logger.warning("%s is half-written: the checkpoint before it is taken, if there is one", path)
             continue
         try:
