@@ -54,6 +54,7 @@ ATTENTION_FIELDS, ATTENTION_BACKENDS = (
     ("attn_implementation", "_attn_implementation"),
     ("eager", "sdpa", "flex_attention"),
 )
+CONFIG_BYTES = 64 << 20  # a million long label names
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 8 << 20  # some 60,000 files
 AUTO_MAP = {
@@ -210,6 +211,12 @@ class VitHfConfig(PreTrainedConfig):
         return form, rest
 
     @classmethod
+    def _dict_from_json_file(cls, json_file):
+        if (size := os.path.getsize(json_file)) > CONFIG_BYTES:
+            raise OSError(f"{json_file} has {size:,} bytes; expected at most {CONFIG_BYTES:,}: download it anew")
+        return super()._dict_from_json_file(json_file)
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Build a config from its JSON form; fields in `kwargs` replace those of the form before the checks run.
 
@@ -322,7 +329,7 @@ class VitHfConfig(PreTrainedConfig):
             ("resnet_stem_style", RESNET_STEM_STYLES),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+                raise ValueError(f"{name} is {getattr(self, name)[:80]!r}; expected one of {', '.join(known)}")
         if self.pooling == "cls" and not self.has_cls_token:
             raise ValueError("pooling is 'cls' and class_token False; use pooling 'gap' or 'map', or a class token")
         if self.distilled:
@@ -349,10 +356,11 @@ class VitHfConfig(PreTrainedConfig):
                 "(sine and cosine of two axes); use a multiple of 4, or position_embedding 'learned'"
             )
         if self.resnet_stem_layers is not None:
-            if len(self.resnet_stem_layers) > 8 or any(not 1 <= count <= 1_024 for count in self.resnet_stem_layers):
+            counts = self.resnet_stem_layers
+            if len(counts) > 8 or any(count < 1 for count in counts) or sum(counts) > 256:  # ResNet-200 has 66
                 raise ValueError(
-                    f"resnet_stem_layers is {self.resnet_stem_layers}; expected 0 to 8 stages of 1 to 1,024 blocks, "
-                    "such as [3, 4, 9]"
+                    f"resnet_stem_layers is {str(counts)[:80]}; expected 0 to 8 stages of 1 or more blocks, 256 in all "
+                    "at most, such as [3, 4, 9]"
                 )
             if self.resnet_stem_width % 32:
                 raise ValueError(f"resnet_stem_width is {self.resnet_stem_width}; expected a positive multiple of 32")
@@ -420,6 +428,11 @@ def _check_label_tables(id2label: Any, label2id: Any) -> None:
             ) from error
         if name == "id2label" and len(indices) < len(table):
             raise ValueError(f"id2label has {len(table)} entries for {len(indices)} indices; expected each once")
+        odd = next((label for label in (table.values() if name == "id2label" else table) if type(label) is not str), "")
+        if odd != "":
+            raise ValueError(
+                f"{name} has the label {str(odd)[:80]} of type {type(odd).__name__}; expected names as text"
+            )
 
 
 def _check_size(name: str, *values: int) -> None:
@@ -427,7 +440,9 @@ def _check_size(name: str, *values: int) -> None:
     smallest, largest = SIZE_LIMITS[name]
     for value in values:
         if not smallest <= value <= largest:
-            raise ValueError(f"{name} is {value}; expected {smallest:,} to {largest:,}")
+            raise ValueError(
+                f"{name} is {value if abs(value) < 1e18 else 'a longer number'}; expected {smallest:,} to {largest:,}"
+            )
 
 
 def patch_grid(image_hw: tuple[int, int], patch_hw: tuple[int, int]) -> tuple[int, int]:

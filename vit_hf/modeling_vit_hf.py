@@ -557,12 +557,11 @@ class WeightsError(OSError):
     """A file of weights is not there, or not whole."""
 
 
-def read_shapes(path: str | os.PathLike) -> Shapes:
-    """Read the names and shapes of the tensors in a safetensors file; no tensor is read or made.
+def read_header(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """Read the header of a safetensors file, tensors by name; no tensor is read or made.
 
     safetensors itself checks that the header is JSON, and that its tensors cover the file without holes or overlaps.
-    It lets pass, and this refuses: a header of many megabytes, names that occur twice, tensors that are no
-    floating-point numbers.
+    It lets pass, and this refuses: a header of many megabytes, and names that occur twice.
 
     Raises:
         WeightsError: the file is no such file, whole; the message says what it is.
@@ -591,6 +590,16 @@ def read_shapes(path: str | os.PathLike) -> Shapes:
     except (SafetensorError, ValueError, RecursionError) as error:
         raise WeightsError(f"{name}: {str(error)[:200]}") from error
     table.pop("__metadata__", None)
+    return table
+
+
+def read_shapes(path: str | os.PathLike) -> Shapes:
+    """Read the names and shapes of the tensors in a safetensors file of this package.
+
+    Raises:
+        WeightsError: as for `read_header`; or a tensor holds no floating-point numbers.
+    """
+    name, table = os.path.basename(path), read_header(path)
     wrong = [f"{key[:80]} is {entry['dtype']}" for key, entry in table.items() if entry["dtype"] not in FLOATS]
     if wrong:
         raise WeightsError(f"{name}: {'; '.join(wrong[:8])}; expected floating-point numbers ({', '.join(FLOATS)})")
@@ -612,20 +621,22 @@ def read_shard_index(path: str | os.PathLike) -> list[str]:
         WeightsError: it is no such index, or names anything but files beside it.
     """
     name = os.path.basename(path)
+    if (size := os.path.getsize(path)) > HEADER_BYTES:
+        raise WeightsError(f"{name} has {size:,} bytes; expected at most {HEADER_BYTES:,}")
     try:
-        if (size := os.path.getsize(path)) > HEADER_BYTES:
-            raise ValueError(f"{size:,} bytes; expected at most {HEADER_BYTES:,}")
         with open(path, encoding="utf-8") as file:
             content = json.load(file, object_pairs_hook=_no_name_twice)
-        table = content["weight_map"]
-        shards = sorted(set(table.values()))
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{name} is no index of shards ({type(error).__name__}: {str(error)[:200]})") from error
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{name} is not JSON ({str(error)[:200]})") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{name} holds a {type(content).__name__}; expected a JSON object")
+    table = content.get("weight_map")
+    shards = list({str(shard): shard for shard in table.values()}.values()) if isinstance(table, dict) else []
     outside = [shard for shard in shards if not is_inside(shard) or "/" in shard]
     if outside or not shards:
-        what = f"shards outside its folder ({outside[:3]})" if outside else "no shards"
+        what = f"shards outside its folder ({str(outside[:3])[:200]})" if outside else "no shards"
         raise WeightsError(f"{name} names {what}; expected names of files beside it")
-    return shards
+    return sorted(shards)
 
 
 def _beside(path: str | os.PathLike, name: str, options: dict[str, Any]) -> str | None:

@@ -21,6 +21,8 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from ..configuration_vit_hf import CONFIG_BYTES
+from ..modeling_vit_hf import WeightsError, leads_away, read_header, read_shard_index
 from .links import Tensors
 from .receipt import CheckpointError, FileRecord
 
@@ -91,6 +93,9 @@ def read_checkpoint(path_or_hub_id: str | Path, *, revision: str | None = None) 
         raise FileNotFoundError(f"{origin}: no such file or folder; give a path, or a Hub id like owner/name")
     side = {name: _read_json(found) for name in SIDE_NAMES if (found := _optional(fetch, name))}
     paths = [fetch(name) for name in _shards(weights)] if weights.name.endswith(".index.json") else [weights]
+    away = [found for found in paths if weights not in paths and leads_away(found)]
+    if away:
+        raise CheckpointError(f"{away[0]} is a link to {away[0].resolve()}, outside of its folder; copy the file there")
     checkpoint = Checkpoint(origin, [_record(found) for found in paths], {}, side=side)
     for found in paths:
         _read_file(found, checkpoint)
@@ -148,23 +153,22 @@ def _optional(fetch: Callable[[str], Path], name: str) -> Path | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if (size := path.stat().st_size) > CONFIG_BYTES:
+        raise CheckpointError(f"{path} has {size:,} bytes; expected at most {CONFIG_BYTES:,}: mend or remove it")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); mend or remove it") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON ({str(error)[:200]}); mend or remove it") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content
 
 
 def _shards(index: Path) -> list[str]:
-    table = _read_json(index).get("weight_map")
-    names = list(table.values()) if isinstance(table, dict) else []
-    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name or "\\" in name]
-    if not names or outside:
-        what = f"shards outside its folder ({outside[:3]})" if outside else "no shards"
-        raise CheckpointError(f"{index} names {what}; expected names of files beside it: download the folder anew")
-    return sorted(set(names))
+    try:
+        return read_shard_index(index)
+    except WeightsError as error:
+        raise CheckpointError(f"{index.parent / str(error)}: download the folder anew") from error
 
 
 def _record(path: Path) -> FileRecord:
@@ -204,6 +208,9 @@ def _is_npz(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            packed, unpacked = path.stat().st_size, sum(info.file_size for info in archive.infolist())
+            if unpacked > 8 * packed + (1 << 28):  # weights hardly shrink, but for a head of zeros
+                raise CheckpointError(f"{path} unpacks from {packed:,} to {unpacked:,} bytes; save it uncompressed")
             if len(set(names)) < len(names):
                 raise CheckpointError(f"{path} holds several members of one name; copy or download it anew")
             return all(name.endswith(".npy") for name in names)
@@ -246,6 +253,7 @@ def _from_numpy(array: np.ndarray | bytes, where: str) -> torch.Tensor:
 
 def _read_safetensors(path: Path, checkpoint: Checkpoint) -> None:
     try:
+        read_header(path)
         with safe_open(path, framework="pt") as stored:
             _take_metadata((stored.metadata() or {}).get(METADATA_KEY, ""), checkpoint)
             for name in stored.keys():  # noqa: SIM118
@@ -302,6 +310,10 @@ def _unwrap(content: Any, path: Path, checkpoint: Checkpoint) -> None:
             checkpoint.left.append(str(name))
         elif value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise CheckpointError(f"{path}: {name} is sparse, quantised or without data; save plain dense tensors")
+        elif value.nbytes > value.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{path}: {name} repeats its numbers instead of holding them; save plain dense tensors"
+            )
         else:
             checkpoint.tensors[str(name)] = value.detach()
 
