@@ -42,6 +42,7 @@ from .configuration_vit_hf import MANIFEST, VitHfConfig, is_inside, patch_grid, 
 
 logger = logging.get_logger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_FILES = r"model(-\d{5}-of-\d{5})?(\.[\w-]+)?\.safetensors|model\.safetensors\.index(\.[\w-]+)?\.json"
 FLOATS = ("F64", "F32", "F16", "BF16")  # what models of this family hold, as safetensors calls it
 HEADER_BYTES = 4 << 20  # 1,024 blocks with all options take half of it; 47 MB cost safetensors 1.2 GB and 4 s
@@ -704,6 +705,13 @@ def _shapes_in(files: dict[str, str]) -> Shapes:
     return shapes
 
 
+def _written_by(model: "VitHfPreTrainedModel", folder: str | os.PathLike) -> list[str]:
+    """Return the names of the files in a folder that saving a model writes."""
+    code = {f"{kind.__module__.rpartition('.')[2]}.py" for kind in (type(model), VitHfPreTrainedModel, VitHfConfig)}
+    found = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(name for name in found if name in {*code, "config.json"} or re.fullmatch(WEIGHT_FILES, name))
+
+
 @contextlib.contextmanager
 def _readable(path: str | os.PathLike) -> Iterator[None]:
     """Say what an error in reading weights means, and what to do."""
@@ -858,8 +866,18 @@ class VitHfPreTrainedModel(PreTrainedModel):
         """Write weights, config and code, as `PreTrainedModel` does, and their entries in manifest.json.
 
         The manifest holds size and SHA-256 of each file, for `from_pretrained` and whoever copies the folder. Entries
-        of other files stay; weights of a save before this one lose theirs. Several processes write as one.
+        of other files stay; weights of a save before this one go, with their entries. Several processes write as one.
+
+        Raises:
+            OSError: the folder cannot be written, or a file in it is a link to another place.
         """
+        links = [
+            name for name in _written_by(self, save_directory) if os.path.islink(os.path.join(save_directory, name))
+        ]
+        if links:
+            raise OSError(
+                f"{save_directory} holds links ({', '.join(links)}) that would be written through; remove them"
+            )
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if is_main_process and not (distributed and torch.distributed.get_rank()):
@@ -871,10 +889,10 @@ class VitHfPreTrainedModel(PreTrainedModel):
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def _write_manifest(self, folder: str | os.PathLike) -> None:
-        code = {f"{kind.__module__.rpartition('.')[2]}.py" for kind in (type(self), VitHfPreTrainedModel, VitHfConfig)}
-        files = {file.name for file in Path(folder).iterdir() if file.is_file()}
-        weights = {name for name in files if re.fullmatch(WEIGHT_FILES, name)}
-        update_manifest(folder, sorted(files & (weights | code | {"config.json"})), stale=WEIGHT_FILES)
+        names = _written_by(self, folder)
+        old = WEIGHTS if any(re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", name) for name in names) else INDEX
+        Path(folder, old).unlink(missing_ok=True)  # of a save in the other form; it would be loaded instead
+        update_manifest(folder, [name for name in names if name != old], stale=WEIGHT_FILES)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):

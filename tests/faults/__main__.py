@@ -1,6 +1,7 @@
 """All cases in the numbers that are to hold; prints and writes the figures.
 
-    python -m tests.faults [--kills 200] [--sigterms 50] [--budgets 20] [--mixes 17] [--seed N] [--output FILE]
+    python -m tests.faults [--kills 200] [--sigterms 50] [--budgets 20] [--mixes 17] [--flips 2000] [--cuts 500]
+                           [--seed N] [--output FILE]
 
 Exit code 1 if a figure does not hold.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from . import crash, hub, preemption, resources, resuming
+from . import crash, hub, preemption, resources, resuming, weights
 from .harness import Tally, finish, published, small
 
 Case = Callable[[Path], Tally]
@@ -88,6 +89,19 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str, Case]]:
         ("19", "2 to 1 and 1 to 2 processes", resuming.other_numbers_of_processes),
         ("20", "another run", resuming.refused),
         ("23", "the best model", resuming.the_best_model),
+        (
+            "24, 25",
+            "flipped bits and cuts",
+            of(weights.flips_and_cuts, seed=seed, flips=options.flips, cuts=options.cuts),
+        ),
+        ("24, 27", "crafted safetensors", weights.crafted_headers),
+        ("26, 27, 32", "tensors and labels that do not fit", weights.spoiled_tensors),
+        ("28", "pickles", weights.pickles),
+        ("29", "indices of shards", weights.shard_indices),
+        ("25", "hostile manifests", weights.manifests),
+        ("30", "configs that ask for too much", weights.config_bombs),
+        ("31", "configs that ask for code", weights.config_wishes),
+        ("25", "speed of the hash", weights.hash_speed),
         ("43", "killed loader processes", of(resources.killed_loaders, seed=seed, kills=12)),
         ("44", "NaN and infinity", resources.bad_numbers),
         ("44", "NaN on one of two ranks", resources.bad_numbers_on_one_of_two_ranks),
@@ -133,7 +147,15 @@ def _try(case: Case) -> tuple[Tally, float]:
 def main() -> int:
     """Run all cases, two at a time; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=(__doc__ or "").splitlines()[0])
-    for name, count in (("kills", 200), ("sigterms", 50), ("budgets", 20), ("mixes", len(resuming.MIXES)), ("seed", 0)):
+    for name, count in (
+        ("kills", 200),
+        ("sigterms", 50),
+        ("budgets", 20),
+        ("mixes", len(resuming.MIXES)),
+        ("flips", 2_000),
+        ("cuts", 500),
+        ("seed", 0),
+    ):
         parser.add_argument(f"--{name}", type=int, default=count, metavar="N", help=f"{count} when not given")
     parser.add_argument("--output", type=Path, metavar="FILE", help="for the figures as JSON")
     options = parser.parse_args()
@@ -172,7 +194,9 @@ def main() -> int:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    settings = {name: getattr(options, name) for name in ("kills", "sigterms", "budgets", "mixes", "seed")}
+    settings = {
+        name: getattr(options, name) for name in ("kills", "sigterms", "budgets", "mixes", "flips", "cuts", "seed")
+    }
     print(f"\n{len(figures)} figures, {len(wrong)} problems, {seconds:g} s on {os.cpu_count()} cores")
     if options.output is not None:
         content = {"settings": settings, "versions": versions, "seconds": seconds, "figures": figures}
