@@ -158,12 +158,19 @@ def describe_run(recipe: Recipe, pictures: Pictures, accelerator: Accelerator) -
         "command": shlex.join([Path(sys.argv[0] or "python").name, *sys.argv[1:]]),
         "base_model": start if start is not None and not Path(start).exists() else None,
         "git_commit": _git_commit(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "torch_build": f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}",
-        "device": device_name(accelerator.device),
+        **describe_machine(accelerator.device),
         "processes": accelerator.num_processes,
         "distributed_type": accelerator.distributed_type.value,
         "data": pictures.describe(),
+    }
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return what decides how numbers are rounded: versions, torch's build and vector instructions, the device."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "torch_build": f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}",
+        "device": device_name(device),
     }
 
 
