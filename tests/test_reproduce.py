@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import DatasetDict
+from hub_server import Hub
 from safetensors.torch import load_file, save_file
 
 from vit_hf.cli import main
@@ -98,6 +99,25 @@ def test_what_a_push_uploads_is_reproduced_with_the_data_from_another_place(fini
     found = reproduce(tmp_path / "pushed", data=str(tmp_path / "elsewhere"))
     assert different(found) == []
     assert next(check for check in found.checks if check.what == "files").equal
+
+
+@pytest.mark.slow
+def test_a_hub_id_is_pulled_first_and_reproduced_from_what_was_pushed(finished, tmp_path):
+    (tmp_path / "pushed").mkdir()
+    snapshot(finished, tmp_path / "pushed")
+    with Hub() as hub:
+        hub.add("tester/digits", tmp_path / "pushed")
+        done = subprocess.run(
+            [sys.executable, "-m", "vit_hf.cli", "reproduce", "tester/digits"],
+            env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "equal bit for bit" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} <= {"pushed", "home"}  # what was pulled is gone
 
 
 def test_a_run_of_the_trainer_is_reproduced(tmp_path):
