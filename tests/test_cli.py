@@ -123,7 +123,7 @@ def test_recipes_lists_all_and_prints_one_that_can_be_trained(capsys, tmp_path):
 
 
 def test_every_command_has_help(capsys):
-    for command in ([], ["train"], ["evaluate"], ["predict"], ["summary"], ["recipes"]):
+    for command in ([], ["train"], ["evaluate"], ["predict"], ["summary"], ["recipes"], ["reproduce"]):
         with pytest.raises(SystemExit) as stop:
             main([*command, "--help"])
         assert stop.value.code == 0

@@ -268,6 +268,14 @@ def test_logits_may_be_off_by_the_tolerance_and_no_more(stored, precision):
     assert "model: logits" in compared(stored, stored.logits + 1.1 * one, precision)
 
 
+def test_other_labels_of_streamed_pictures_are_a_difference(stored):
+    labels = stored.labels.clone()
+    labels[3] = 6
+    recipe = Recipe.from_dict({"name": "any", "data": {"source": "digits"}})
+    (check,) = compare_scores(stored.measure(), stored, Scores(stored.logits, labels), recipe)
+    assert (check.what, check.recorded, check.found, check.equal) == ("model: labels[3]", "3", "6", False)
+
+
 def test_a_near_tie_may_change_its_class_and_the_scores_with_it(stored):
     logits = stored.logits.clone()
     logits[0, 0] -= 4e-4

@@ -25,7 +25,7 @@ from ..training.progress import quiet_transformers
 from ..training.recipe import Recipe
 from ..training.setup import check_launch
 from ..training.tasks import TASKS, Errors
-from .comparison import Check, is_close, say
+from .comparison import Check, compare, is_close, say
 
 TOLERANCE = {"no": 1e-4, "bf16": 2e-2, "fp16": 4e-3}
 """Of a logit, as a share of the largest one, by the recipe's precision."""
@@ -74,6 +74,8 @@ def compare_scores(results: dict[str, Any], stored: Scores, found: Scores, recip
     """Return the checks of a classifier: logits, the class named, and the scores, against what was recorded."""
     if found.logits.shape != stored.logits.shape:
         return [Check("model: logits", say(list(stored.logits.shape)), say(list(found.logits.shape)), False)]
+    if not torch.equal(found.labels, stored.labels):  # of streamed pictures, which were not looked at before
+        return [compare("model: labels", stored.labels.tolist(), found.labels.tolist())]
     difference = (found.logits.double() - stored.logits.double()).abs()
     largest, scale = difference.max().item(), stored.logits.abs().max().item()
     allowed = TOLERANCE[recipe.mixed_precision] * scale
