@@ -68,7 +68,12 @@ def test_train_prints_a_table_the_result_and_the_next_commands(tmp_path, capsys,
     printed = capsys.readouterr().out
     assert "train loss" in printed
     assert "test: top-1" in printed
-    for command in ("vit-hf predict runs/digits", "vit-hf evaluate runs/digits", "import vit_hf", "vit-hf push runs/digits"):
+    for command in (
+        "vit-hf predict runs/digits",
+        "vit-hf evaluate runs/digits",
+        "import vit_hf",
+        "vit-hf push runs/digits",
+    ):
         assert command in printed
     folder = tmp_path / "runs" / "digits"
     assert json.loads((folder / "results.json").read_text())["seed"] == 3
