@@ -80,8 +80,7 @@ def client(process, hub):
     """A client whose Hub is empty and whole."""
     hub.repos.clear()
     yield process
-    for faults in hub._faults.values():
-        faults.clear()
+    hub.mend()
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -360,7 +359,7 @@ def test_a_fault_that_stays_ends_after_a_few_tries_with_the_command_that_tries_a
     hub.fail(endpoint, how, times=999, status=503)
     with requests(hub) as made, pytest.raises(CallError) as caught:
         client.push(model, REPO, revision="dev", tag="v1")
-    hub._faults[endpoint].clear()
+    hub.mend()
     assert "HubError" in caught.value.kinds
     assert f"to try again: vit-hf push {model} {REPO} --revision dev --tag v1" in str(caught.value)
     assert len(made) < 40
@@ -415,7 +414,7 @@ def test_weights_that_arrived_are_not_sent_again(client, hub, model):
     hub.fail("commit", "status", times=999, status=500)
     with pytest.raises(CallError):
         client.push(model, REPO)
-    hub._faults["commit"].clear()
+    hub.mend()
     with requests(hub, "PUT") as sent:
         client.push(model, REPO)
     assert sent == []
@@ -482,7 +481,7 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped(times, client, hub, lar
     if times > 1:
         with pytest.raises(CallError, match=rf"no answer from {hub.url} .*: vit-hf pull"):
             client.pull(REPO, tmp_path / "out")
-        hub._faults["get"].clear()
+        hub.mend()
         hub.received.clear()
     client.pull(REPO, tmp_path / "out")
     begun = [block for block in hub.received if block.startswith(b"GET /lfs/")]
@@ -495,7 +494,7 @@ def test_a_download_that_failed_is_gone_on_with_by_the_next_pull(client, hub, mo
     hub.fail("get", "status", times=999, status=500, after=3)
     with pytest.raises(CallError, match=rf"the Hub answered 500.*: vit-hf pull {REPO} "):
         client.pull(REPO, tmp_path / "out")
-    hub._faults["get"].clear()
+    hub.mend()
     assert not (tmp_path / "out").exists()
     with requests(hub, "GET", "resolve") as fetched, requests(hub, "GET /lfs") as large:
         client.pull(REPO, tmp_path / "out")
@@ -671,7 +670,7 @@ def test_a_dead_hub_changes_nothing_of_a_run_and_the_end_says_how_to_push_it(cli
         hub.fail(endpoint, how, times=999, status=503)
         run = tmp_path / endpoint
         printed = train_and_push(client, run, "--hub-strategy", "every-checkpoint")
-        hub._faults[endpoint].clear()
+        hub.mend()
         assert f"to try again: vit-hf push {run} tester/digits" in printed
         assert printed.count("was not pushed") <= 2  # of the checkpoints in a row the first, and the end
         assert (run / "README.md").is_file()

@@ -62,8 +62,7 @@ def save(folder: Path, seed: int = 0, **fields) -> Path:
 def settle(hub: Hub) -> None:
     """Empty the server and mend it."""
     hub.repos.clear()
-    for faults in hub._faults.values():
-        faults.clear()
+    hub.mend()
 
 
 def run_command(client: Client, line: str) -> tuple[int, str]:
@@ -119,7 +118,7 @@ def lasting_faults(folder: Path) -> Tally:
                 tally.check(requests < 50 and waited < 60, f"{name}: {requests} requests, {waited} s")
                 tally.counts["local files changed"] += harness.digest(model) != before
                 tally.check(harness.digest(model) == before, f"{name}: the folder has changed")
-                hub._faults[endpoint].clear()
+                hub.mend()
                 code, _ = run_command(client, message.partition("to try again: ")[2] or "vit-hf none")
                 commits = len(hub.repos["model", REPO].history("dev")) - 1 if hub.repos else 0
                 tally.check((code, commits) == (0, 1), f"{name}: the command ended with {code}, {commits} commits")
@@ -149,7 +148,7 @@ def runs_with_a_dead_hub(folder: Path) -> Tally:
                 tally.check(len(wrong) == 3 and not any(wrong), f"{name}: {wrong}")
                 left = [path.name for path in run.rglob(".*push*")]
                 tally.check(not left, f"{name}: left {left}")
-                hub._faults[endpoint].clear()
+                hub.mend()
                 lines = [line for line in printed.splitlines() if f"vit-hf push {run} {REPO}" in line]
                 tally.check(bool(lines), f"{name}: no command in {printed[-800:]}")
                 code, printed = run_command(client, f"vit-hf push {run} {REPO}")
@@ -222,7 +221,7 @@ def damaged_downloads(folder: Path) -> Tally:
                     tally.check(len(fetched) == 1, f"{name}: fetched again: {fetched}")
                 tally.counts["not whole"] += valid(place) is not None
                 tally.check(valid(place) is None, f"{name}: {valid(place)}")
-                hub._faults["get"].clear()
+                hub.mend()
     return tally
 
 
