@@ -422,13 +422,16 @@ def test_weights_that_arrived_are_not_sent_again(client, hub, model):
 
 
 def test_retry_after_is_waited_for():
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError
+    import sys
+
+    from huggingface_hub.errors import HfHubHTTPError, Response
 
     from vit_hf.sharing.attempts import is_passing, pause_for
 
+    request = sys.modules[Response.__module__.split(".")[0]].Request  # of httpx, or what came after it
+
     def error(**headers):
-        answer = httpx.Response(429, headers=headers, request=httpx.Request("POST", "http://hub/api"))
+        answer = Response(429, headers=headers, request=request("POST", "http://hub/api"))
         return HfHubHTTPError("", response=answer)
 
     assert pause_for(error(**{"Retry-After": "17"}), 0) == 17
@@ -472,20 +475,14 @@ def large(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("times", [1, 999])
-def test_a_download_that_is_cut_goes_on_where_it_stopped(times, client, hub, large, tmp_path):
-    """At once, or when that fails again and again, by the next pull."""
+def test_a_download_that_is_cut_goes_on_where_it_stopped(client, hub, large, tmp_path):
     hub.add(REPO, large)
     hub.received.clear()
-    hub.fail("get", "cut", times=times, after=len(MODEL) - 3)  # the weights; code and processor are to come
-    if times > 1:
-        with pytest.raises(CallError, match=rf"no answer from {hub.url} .*: vit-hf pull"):
-            client.pull(REPO, tmp_path / "out")
-        hub.mend()
-        hub.received.clear()
+    hub.fail("get", "cut", after=len(MODEL) - 3)  # the weights; code and processor are to come
     client.pull(REPO, tmp_path / "out")
-    begun = [block for block in hub.received if block.startswith(b"GET /lfs/")]
-    assert re.search(rb"range: bytes=10\d{6}-", begun[-1].lower()), begun
+    begun = [block.lower() for block in hub.received if block.startswith(b"GET /lfs/")]
+    assert len(begun) == 2
+    assert re.search(rb"range: bytes=10\d{6}-", begun[1])
     check_folder(tmp_path / "out")
 
 

@@ -60,9 +60,14 @@ def retried(call: Callable[[], T], what: str) -> T:
 
 def wait(error: Exception, attempt: int, what: str) -> None:
     """Say what went wrong, and wait before the next attempt: as long as the Hub asks for, else 1, 2, 4, 8 s."""
-    seconds = _asked_pause(error) or 2.0**attempt
+    seconds = pause_for(error, attempt)
     logger.warning("%s: %s; next try in %g s", what, cause(error), seconds)
     time.sleep(seconds)
+
+
+def pause_for(error: BaseException, attempt: int) -> float:
+    """Seconds to wait after an attempt (0, 1, ...) that failed."""
+    return _asked_pause(error) or 2.0**attempt
 
 
 def limit_silence() -> float:

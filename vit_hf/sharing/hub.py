@@ -250,7 +250,7 @@ def pull(repo: str, output: str | Path, *, revision: str | None = None) -> Path:
     """Fetch a model repo into a new folder, and prove that it is what was pushed.
 
     Every file is compared with the Hub's own record and with the manifest, in a folder beside `output` that gets its
-    name when all is right. When a download is interrupted, what there is of it stays for the next try.
+    name when all is right. When a download fails, the files that have come stay there for the next try.
 
     Args:
         repo: "owner/name".

@@ -198,13 +198,18 @@ def last_name(path: str) -> str:
 
 
 def _refuse_tokens(folder: Path, names: Iterable[str]) -> None:
-    """Raise ValueError when a file, or the description in front of weights, holds a token of the Hub."""
+    """Raise ValueError when files, or the descriptions in front of weights, hold a token of the Hub."""
     known = {get_token(), *(os.environ.get(name) for name in _TOKEN_VARIABLES)}
     secrets = [token.strip().encode() for token in known if token and len(token.strip()) >= 8]
+    found = []
     for name in names:
         with open(folder / name, "rb") as file:
             size = 8 + int.from_bytes(file.read(8), "little") if _WEIGHT_FILE.fullmatch(name) else -1
             file.seek(0)
             content = file.read(size)
         if _TOKEN.search(content) or any(secret in content for secret in secrets):
-            raise ValueError(f"{name} holds a token of the Hub; take it out (and revoke it, if others have seen it)")
+            found.append(name)
+    if found:
+        raise ValueError(
+            f"{' and '.join(found)} holds a token of the Hub; take it out (and revoke it, if others have seen it)"
+        )
