@@ -24,7 +24,8 @@ from vit_hf import (
 )
 from vit_hf.configuration_vit_hf import is_inside, read_manifest, sha256
 from vit_hf.modeling_vit_hf import leads_away
-from vit_hf.training.state import RunFolder, check_folder, describe_files
+from vit_hf.training.state import DamagedFolderError, RunFolder, check_folder, describe_files
+from vit_hf.training.trainer_checkpoint import newest_checkpoint, seal
 
 MANIFEST, WEIGHTS, INDEX = "manifest.json", "model.safetensors", "model.safetensors.index.json"
 LOAD = VitHfForImageClassification.from_pretrained
@@ -397,3 +398,15 @@ def test_an_adapter_beside_a_model_is_not_loaded_unasked(folder):
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"holds an adapter beside the model .*PeftModel\.from_pretrained"):
         LOAD(folder)
+
+
+def test_a_trainer_checkpoint_counts_from_its_seal_and_not_from_the_manifest_of_the_model(model, tmp_path, caplog):
+    for step in (1, 2):
+        model.save_pretrained(tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-1" / "training_state.json").write_text("{}")
+    seal(tmp_path / "checkpoint-1")
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert "checkpoint-2 is half-written" in caplog.text
+    (tmp_path / "checkpoint-1" / MANIFEST).write_text("{")
+    with pytest.raises(DamagedFolderError, match=r"checkpoint-1/manifest\.json cannot be read"):
+        newest_checkpoint(tmp_path)

@@ -610,7 +610,7 @@ def _commands(model: Path, folder: Path, code: str, canary: Path) -> Tally:
 def _apart(task: str, folder: Path, **environment: str) -> Tally:
     """Run a case of this module in a process of its own, with nobody to answer questions."""
     done = subprocess.run(
-        [sys.executable, "-m", __name__, task, str(folder)],
+        [sys.executable, "-m", "tests.faults.weights", task, str(folder)],
         cwd=_ROOT,
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
