@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from vit_hf import VitHfConfig, VitHfForImageClassification, VitHfImageProcessor, train
 from vit_hf.cli import main
-from vit_hf.configuration_vit_hf import is_inside
+from vit_hf.files_vit_hf import is_inside
 from vit_hf.sharing.attempts import HubError
 from vit_hf.sharing.hub import push, push_command
 from vit_hf.sharing.snapshot import is_allowed, snapshot
 from vit_hf.training.state import DamagedFolderError, check_folder, describe_files
 
-CODE = {"configuration_vit_hf.py", "modeling_vit_hf.py", "image_processing_vit_hf.py"}
+CODE = {"configuration_vit_hf.py", "files_vit_hf.py", "modeling_vit_hf.py", "image_processing_vit_hf.py"}
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "manifest.json", *CODE}
 REPO = "tester/tiny"
 RECEIPT = {"source": "timm", "origin": "x.safetensors", "files": [], "facts": [], "tensors": []}

@@ -22,8 +22,7 @@ from vit_hf import (
     VitHfModel,
     load_checkpoint,
 )
-from vit_hf.configuration_vit_hf import is_inside, read_manifest, sha256
-from vit_hf.modeling_vit_hf import leads_away
+from vit_hf.files_vit_hf import is_inside, leads_away, read_manifest, sha256
 from vit_hf.training.state import DamagedFolderError, RunFolder, check_folder, describe_files
 from vit_hf.training.trainer_checkpoint import newest_checkpoint, seal
 
@@ -58,7 +57,13 @@ def damage(file: Path) -> None:
 def test_a_save_lists_all_its_files_with_size_and_digest(model_class, tiny, tmp_path):
     model_class(tiny()).save_pretrained(tmp_path)
     assert listed(tmp_path) == describe_files(tmp_path)
-    assert set(listed(tmp_path)) == {"config.json", WEIGHTS, "configuration_vit_hf.py", "modeling_vit_hf.py"}
+    assert set(listed(tmp_path)) == {
+        "config.json",
+        WEIGHTS,
+        "configuration_vit_hf.py",
+        "files_vit_hf.py",
+        "modeling_vit_hf.py",
+    }
 
 
 def test_a_save_of_other_shards_drops_those_before_it_and_their_entries(model, tmp_path):

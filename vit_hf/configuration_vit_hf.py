@@ -5,19 +5,15 @@ registers of DINOv2, the attention pooling of big_vision, the hybrids of the pap
 file: H x W pixels, h x w patch grid, D width.
 """
 
-import contextlib
-import hashlib
-import json
 import math
 import os
-import re
-from collections.abc import Iterable
 from dataclasses import fields
-from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+
+from .files_vit_hf import MANIFEST, update_manifest
 
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu", "swiglu")
 POOLINGS = ("cls", "gap", "map")
@@ -55,8 +51,6 @@ ATTENTION_FIELDS, ATTENTION_BACKENDS = (
     ("eager", "sdpa", "flex_attention"),
 )
 CONFIG_BYTES = 64 << 20  # a million long label names
-MANIFEST = "manifest.json"
-MANIFEST_BYTES = 8 << 20  # some 60,000 files
 AUTO_MAP = {
     "AutoConfig": "configuration_vit_hf.VitHfConfig",
     "AutoModel": "modeling_vit_hf.VitHfModel",
@@ -290,7 +284,9 @@ class VitHfConfig(PreTrainedConfig):
         """Write config.json and the code, as `PreTrainedConfig` does, and their entries in a manifest that is there."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if os.path.isfile(os.path.join(save_directory, MANIFEST)):
-            update_manifest(save_directory, ["config.json", Path(__file__).name])
+            code = {f"{kind.__module__.rpartition('.')[2]}.py" for kind in (type(self), VitHfConfig, update_manifest)}
+            written = {"config.json", *code} & set(os.listdir(save_directory))
+            update_manifest(save_directory, sorted(written))
 
     def validate_architecture(self):
         """Run the checks of sizes and values in an order in which each may rely on the one before."""
@@ -461,78 +457,6 @@ def patch_grid(image_hw: tuple[int, int], patch_hw: tuple[int, int]) -> tuple[in
             fitting = f"{below} or {below + patch}" if below else f"{patch} or {2 * patch}"
             raise ValueError(f"image_size {size} ({side}) is not divisible by patch_size {patch}; use {fitting}")
     return image_hw[0] // patch_hw[0], image_hw[1] // patch_hw[1]
-
-
-# ---------------------------------------------------------------------------------------------- manifest
-def sha256(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def read_manifest(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """Read the manifest of a model folder: size in bytes and SHA-256 of files, by their names in the folder.
-
-    Raises:
-        ValueError: it is no such table, larger than `MANIFEST_BYTES`, or has names that lead out of the folder.
-        OSError: it cannot be read.
-    """
-    size = os.path.getsize(path)
-    if size > MANIFEST_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes; expected at most {MANIFEST_BYTES:,}: remove or download it anew")
-    try:
-        with open(path, encoding="utf-8") as file:
-            entries = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({str(error)[:200]}); remove or download it anew") from error
-    if not isinstance(entries, dict):
-        raise ValueError(f"{path} holds a {type(entries).__name__}; expected an object of files: download it anew")
-    for name, entry in entries.items():
-        whole = (
-            isinstance(entry, dict)
-            and type(entry.get("bytes")) is int
-            and entry["bytes"] >= 0
-            and re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256")))
-        )
-        if not is_inside(name) or not whole:
-            raise ValueError(
-                f"{path}: its entry {name[:80]!r} is {str(entry)[:80]}; expected the name of a file in the folder, "
-                '{"bytes": size, "sha256": 64 digits}: remove or download it anew'
-            )
-    return entries
-
-
-def is_inside(name: Any) -> bool:
-    """Whether a text names a file in or below a folder on every system: no `..`, root, drive, backslash or NUL."""
-    if not isinstance(name, str) or not name or len(name) > 1_000 or any(ord(c) < 32 or c in "\\:" for c in name):
-        return False
-    parts = name.split("/")
-    return not PurePosixPath(name).is_absolute() and not any(part in ("", ".", "..") for part in parts)
-
-
-def update_manifest(folder: str | os.PathLike, names: Iterable[str], *, stale: str = r"(?!)") -> None:
-    """Write the entries of files that were just written into a folder's manifest, at once; other entries stay.
-
-    Args:
-        folder: the model folder.
-        names: files in it.
-        stale: pattern of names whose entries go, if they are not among `names`.
-    """
-    folder = Path(folder)
-    entries: dict[str, dict[str, Any]] = {}
-    with contextlib.suppress(OSError, ValueError):  # none yet, or one that says nothing
-        entries = read_manifest(folder / MANIFEST)
-    entries = {name: entry for name, entry in entries.items() if not re.fullmatch(stale, name)}
-    for name in names:
-        entries[name] = {"bytes": os.path.getsize(folder / name), "sha256": sha256(folder / name)}
-    temporary = folder / f".{MANIFEST}"
-    temporary.unlink(missing_ok=True)
-    with open(temporary, "x", encoding="utf-8") as file:  # a new file, never through a link
-        file.write(json.dumps(dict(sorted(entries.items())), indent=2) + "\n")
-    temporary.replace(folder / MANIFEST)
 
 
 __all__ = ["VitHfConfig"]

@@ -45,7 +45,7 @@ from transformers.image_processing_backends import PilBackend, TorchvisionBacken
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict, load_image
 from transformers.processing_utils import ImagesKwargs
 
-from .configuration_vit_hf import MANIFEST, update_manifest
+from .files_vit_hf import MANIFEST, update_manifest
 
 _AUTO_MAP = {
     "AutoImageProcessor": {
@@ -347,7 +347,7 @@ class _VitHfDefaults:
         saved = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if os.path.isfile(os.path.join(save_directory, MANIFEST)):
             code = {f"{module.rpartition('.')[2]}.py" for module in (type(self).__module__, __name__)}
-            files = {*code, "configuration_vit_hf.py", "preprocessor_config.json"} & set(os.listdir(save_directory))
+            files = {*code, "files_vit_hf.py", "preprocessor_config.json"} & set(os.listdir(save_directory))
             update_manifest(save_directory, sorted(files))
         return saved
 

@@ -9,20 +9,17 @@ Shapes: B batch, C channels, H x W pixels, h x w patch grid, P tokens before the
 N tokens (P + h*w), Q query tokens, D width, A heads, K head dim (A*K = D), L classes, R representation size.
 """
 
-import contextlib
 import copy
 import inspect
-import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
@@ -34,18 +31,27 @@ from transformers.modeling_outputs import (
     MaskedImageModelingOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import cached_file, is_peft_available, logging
+from transformers.utils import is_peft_available, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_vit_hf import MANIFEST, VitHfConfig, is_inside, patch_grid, read_manifest, sha256, update_manifest
+from .configuration_vit_hf import VitHfConfig, patch_grid
+from .files_vit_hf import (
+    MANIFEST,
+    WEIGHT_FILES,
+    Shapes,
+    beside,
+    check_against_manifest,
+    commit_of,
+    find_weights,
+    readable,
+    shapes_in,
+    update_manifest,
+)
 
 logger = logging.get_logger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-WEIGHT_FILES = r"model(-\d{5}-of-\d{5})?(\.[\w-]+)?\.safetensors|model\.safetensors\.index(\.[\w-]+)?\.json"
-FLOATS = ("F64", "F32", "F16", "BF16")  # what models of this family hold, as safetensors calls it
-HEADER_BYTES = 4 << 20  # 1,024 blocks with all options take half of it; 47 MB cost safetensors 1.2 GB and 4 s
 
 
 # ---------------------------------------------------------------------------------------------- initialisation
@@ -550,221 +556,6 @@ class VitHfPooler(nn.Module):
         return pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))  # (B, D) or (B, R)
 
 
-# ---------------------------------------------------------------------------------------------- weight files
-Shapes = dict[str, tuple[int, ...]]
-
-
-class WeightsError(OSError):
-    """A file of weights is not there, or not whole."""
-
-
-def read_header(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """Read the header of a safetensors file, tensors by name; no tensor is read or made.
-
-    safetensors itself checks that the header is JSON, and that its tensors cover the file without holes or overlaps.
-    It lets pass, and this refuses: a header of many megabytes, and names that occur twice.
-
-    Raises:
-        WeightsError: the file is no such file, whole; the message says what it is.
-    """
-    name = os.path.basename(path)
-    if not os.path.isfile(path):
-        raise WeightsError(f"{name} is {'a folder' if os.path.isdir(path) else 'missing'}")
-    with open(path, "rb") as file:
-        size, length = os.path.getsize(path), file.read(8)
-        if size < 8:
-            raise WeightsError(f"{name} has {size} bytes" if size else f"{name} is empty")
-        if length.lstrip(b"\xef\xbb\xbf\r\n\t ").startswith(b"<"):
-            raise WeightsError(f"{name} is a web page")
-        if length == b"version ":
-            raise WeightsError(f"{name} is a Git-LFS pointer")
-        count = int.from_bytes(length, "little")
-        if count > min(size - 8, HEADER_BYTES):
-            raise WeightsError(
-                f"{name} begins with {length!r}, a header of {count:,} bytes in a file of {size:,}; expected at most "
-                f"{HEADER_BYTES:,}"
-            )
-        header = file.read(count)
-    try:
-        with safe_open(path, framework="pt"):
-            table = json.loads(header, object_pairs_hook=_no_name_twice)
-    except (SafetensorError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{name}: {str(error)[:200]}") from error
-    table.pop("__metadata__", None)
-    return table
-
-
-def read_shapes(path: str | os.PathLike) -> Shapes:
-    """Read the names and shapes of the tensors in a safetensors file of this package.
-
-    Raises:
-        WeightsError: as for `read_header`; or a tensor holds no floating-point numbers.
-    """
-    name, table = os.path.basename(path), read_header(path)
-    wrong = [f"{key[:80]} is {entry['dtype']}" for key, entry in table.items() if entry["dtype"] not in FLOATS]
-    if wrong:
-        raise WeightsError(f"{name}: {'; '.join(wrong[:8])}; expected floating-point numbers ({', '.join(FLOATS)})")
-    return {key: tuple(entry["shape"]) for key, entry in table.items()}
-
-
-def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)[:80]!r} stands twice in the header")
-    return table
-
-
-def read_shard_index(path: str | os.PathLike) -> list[str]:
-    """Read the names of the shards from the index of sharded weights.
-
-    Raises:
-        WeightsError: it is no such index, or names anything but files beside it.
-    """
-    name = os.path.basename(path)
-    if (size := os.path.getsize(path)) > HEADER_BYTES:
-        raise WeightsError(f"{name} has {size:,} bytes; expected at most {HEADER_BYTES:,}")
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file, object_pairs_hook=_no_name_twice)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{name} is not JSON ({str(error)[:200]})") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{name} holds a {type(content).__name__}; expected a JSON object")
-    table = content.get("weight_map")
-    shards = list({str(shard): shard for shard in table.values()}.values()) if isinstance(table, dict) else []
-    outside = [shard for shard in shards if not is_inside(shard) or "/" in shard]
-    if outside or not shards:
-        what = f"shards outside its folder ({str(outside[:3])[:200]})" if outside else "no shards"
-        raise WeightsError(f"{name} names {what}; expected names of files beside it")
-    return sorted(shards)
-
-
-def _beside(path: str | os.PathLike, name: str, options: dict[str, Any]) -> str | None:
-    """Find a file of a model folder or Hub repo (then download it), None if there is none."""
-    return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options)
-
-
-def _commit(file: str | None) -> str | None:
-    """Return the commit of a file in the Hub's cache, None for any other file."""
-    found = None if file is None else re.search(r"/snapshots/([0-9a-f]{40})/", Path(file).as_posix())
-    return found[1] if found else None
-
-
-def _find_weights(
-    path: str | os.PathLike, variant: str | None, options: dict[str, Any], *, safe: bool
-) -> dict[str, str]:
-    """Find the weight files that transformers will load, download them from the Hub; name in the folder -> path.
-
-    Raises:
-        WeightsError: there are none; or the index names files that are not there, or not beside it.
-    """
-    middle = f".{variant}" if variant else ""
-    single = f"model{middle}.safetensors" if safe else f"pytorch_model{middle}.bin"
-    index = f"model.safetensors.index{middle}.json" if safe else f"pytorch_model.bin.index{middle}.json"
-    folder = Path(path, options.get("subfolder", ""))
-    parts = [file.name for file in folder.glob("shard-*.safetensors")]
-    if parts:
-        raise WeightsError(
-            f"{parts[0]} is part of a distributed checkpoint, which transformers would load instead of {single}"
-        )
-    if (found := _beside(path, single, options)) is not None:
-        return {single: found}
-    if (found := _beside(path, index, options)) is None:
-        raise WeightsError(f"{'it is a folder' if (folder / single).is_dir() else 'no file named'} {single}")
-    files = {index: found}
-    for shard in read_shard_index(found):
-        if (place := _beside(path, shard, options)) is None:
-            raise WeightsError(f"{index} names {shard}, which is missing")
-        if folder.is_dir() and leads_away(place):
-            raise WeightsError(f"{shard} is a link to {os.path.realpath(place)}, outside of the folder")
-        files[shard] = place
-    return files
-
-
-def _shapes_in(files: dict[str, str]) -> Shapes:
-    """Read the shapes of all tensors in safetensors files.
-
-    Raises:
-        WeightsError: a file cannot be read, or a tensor lies in another file than the index says.
-    """
-    shapes: Shapes = {}
-    said: dict[str, str] | None = None
-    for name, place in files.items():
-        if name.endswith(".json"):
-            said = json.loads(Path(place).read_text(encoding="utf-8"))["weight_map"]
-            continue
-        found = read_shapes(place)
-        wrong = [key for key in found if key in shapes or (said is not None and said.get(key) != name)]
-        if wrong:
-            raise WeightsError(f"{name} holds {wrong[0][:80]!r}, which the index has not, or in another shard")
-        shapes.update(found)
-    lost = sorted((said or {}).keys() - shapes.keys())
-    if lost:
-        raise WeightsError(f"{said and said[lost[0]]} lacks {lost[0][:80]!r}, which the index has in it")
-    return shapes
-
-
-def _written_by(model: "VitHfPreTrainedModel", folder: str | os.PathLike) -> list[str]:
-    """Return the names of the files in a folder that saving a model writes."""
-    code = {f"{kind.__module__.rpartition('.')[2]}.py" for kind in (type(model), VitHfPreTrainedModel, VitHfConfig)}
-    found = os.listdir(folder) if os.path.isdir(folder) else []
-    return sorted(name for name in found if name in {*code, "config.json"} or re.fullmatch(WEIGHT_FILES, name))
-
-
-@contextlib.contextmanager
-def _readable(path: str | os.PathLike) -> Iterator[None]:
-    """Say what an error in reading weights means, and what to do."""
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        local = os.path.isdir(path)
-        if not local and not isinstance(error, SafetensorError | WeightsError):
-            raise  # the Hub client's own words
-        remedy = "save the model or copy its files anew" if local else "load once with force_download=True"
-        raise OSError(
-            f"the weights of {path} cannot be read ({error}); expected model.safetensors, or its shards and their "
-            f"index, whole, and not a web page or Git-LFS pointer of that name: {remedy}"
-        ) from error
-
-
-def leads_away(file: str | os.PathLike) -> bool:
-    """Whether a file is a link to another folder; those from a snapshot of the Hub's cache to its blobs are none."""
-    folder, target = Path(file).absolute().parent, Path(os.path.realpath(file))
-    home = folder
-    if "snapshots" in folder.parts:
-        home = Path(*folder.parts[: len(folder.parts) - folder.parts[::-1].index("snapshots") - 1])
-    return Path(os.path.realpath(home)) not in target.parents
-
-
-def check_against_manifest(files: dict[str, str], manifest: str) -> None:
-    """Compare files with what a manifest says of them; files that it does not list are not compared.
-
-    Args:
-        files: name in the manifest -> path.
-        manifest: path of the manifest.
-
-    Raises:
-        OSError: a file has another size or SHA-256; or the manifest is no such table.
-    """
-    try:
-        entries = read_manifest(manifest)
-    except ValueError as error:
-        raise OSError(str(error)) from error
-    for name in sorted(files.keys() & entries.keys()):
-        found: dict[str, Any] = {"bytes": os.path.getsize(files[name])}
-        if found["bytes"] == entries[name]["bytes"]:
-            found["sha256"] = sha256(files[name])
-        if found.items() <= entries[name].items():
-            continue
-        key = list(found)[-1]
-        raise OSError(
-            f"{files[name]} is not what {MANIFEST} beside it says: {key} {found[key]}, expected {entries[name][key]}. "
-            "It was damaged or cut off: load once with force_download=True, or copy it anew; if it was replaced on "
-            f"purpose, remove its entry from {MANIFEST}"
-        )
-
-
 # ---------------------------------------------------------------------------------------------- models
 class VitHfPreTrainedModel(PreTrainedModel):
     """Initialisation, loading and capability flags that all models of this family share."""
@@ -925,7 +716,7 @@ class VitHfPreTrainedModel(PreTrainedModel):
             kwargs["use_safetensors"] = True
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
         hub_options = {name: kwargs[name] for name in names if name in kwargs}
-        if (commit := _commit(_beside(path, "config.json", hub_options))) is not None:
+        if (commit := commit_of(beside(path, "config.json", hub_options))) is not None:
             hub_options["revision"] = commit
         stored_dict, _ = cls.config_class.get_config_dict(path, **hub_options)
         if (model_type := stored_dict.get("model_type")) != cls.config_class.model_type:
@@ -948,13 +739,13 @@ class VitHfPreTrainedModel(PreTrainedModel):
         wanted = copy.copy(config)
         config.image_size, config.patch_size = stored.image_size, stored.patch_size
         config.id2label, config.label2id = stored.id2label, stored.label2id
-        with _readable(path):
-            files = _find_weights(path, kwargs.get("variant"), hub_options, safe=kwargs["use_safetensors"])
-            shapes = _shapes_in(files) if kwargs["use_safetensors"] else None
-        if (manifest := _beside(path, MANIFEST, hub_options)) is not None:
+        with readable(path):
+            files = find_weights(path, kwargs.get("variant"), hub_options, safe=kwargs["use_safetensors"])
+            shapes = shapes_in(files) if kwargs["use_safetensors"] else None
+        if (manifest := beside(path, MANIFEST, hub_options)) is not None:
             check_against_manifest(files, manifest)
         searched = os.path.isdir(path) or is_peft_available()
-        if searched and _beside(path, "adapter_config.json", hub_options) is not None:
+        if searched and beside(path, "adapter_config.json", hub_options) is not None:
             raise ValueError(
                 f"{path} holds an adapter beside the model (adapter_config.json), which transformers would load "
                 "unasked: move it to a folder of its own, and load it with PeftModel.from_pretrained"
@@ -974,7 +765,7 @@ class VitHfPreTrainedModel(PreTrainedModel):
                     "weights; expected the image_size that it was trained with: mend or download its config.json anew"
                 )
         kwargs["force_download"] = False  # it was
-        with _readable(path):
+        with readable(path):
             model, info = super().from_pretrained(
                 path, *model_args, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
@@ -1046,6 +837,14 @@ class VitHfPreTrainedModel(PreTrainedModel):
                 f"{', '.join(architectures) or 'an unknown class'}: load them with that class and the config.json "
                 "beside them, without overriding sizes, and if that is so already, save or download the model anew"
             )
+
+
+def _written_by(model: "VitHfPreTrainedModel", folder: str | os.PathLike) -> list[str]:
+    """Return the names of the files in a folder that saving a model writes."""
+    kinds = (type(model), VitHfPreTrainedModel, VitHfConfig, update_manifest)
+    code = {f"{kind.__module__.rpartition('.')[2]}.py" for kind in kinds}
+    found = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(name for name in found if name in {*code, "config.json"} or re.fullmatch(WEIGHT_FILES, name))
 
 
 class VitHfModel(VitHfPreTrainedModel):

@@ -35,7 +35,7 @@ from transformers import (
 
 from vit_hf import VitHfConfig, VitHfForImageClassification, VitHfImageProcessor, load_checkpoint
 from vit_hf.checkpoints.load import load_model
-from vit_hf.configuration_vit_hf import sha256
+from vit_hf.files_vit_hf import sha256
 from vit_hf.training.state import DamagedFolderError, check_folder, describe_files
 
 from .harness import Tally

@@ -22,7 +22,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_vit_hf import CONFIG_BYTES
-from ..modeling_vit_hf import WeightsError, leads_away, read_header, read_shard_index
+from ..files_vit_hf import WeightsError, leads_away, read_header, read_shard_index
 from .links import Tensors
 from .receipt import CheckpointError, FileRecord
 

@@ -22,7 +22,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
-from ..configuration_vit_hf import sha256
+from ..files_vit_hf import sha256
 from ..training.state import MANIFEST, DamagedFolderError, find_damage, sync
 from .attempts import ATTEMPTS, HubError, cause, is_refused, limit_silence, remedy, retried, status_of, wait
 from .snapshot import is_allowed, is_weights, snapshot

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from ..configuration_vit_hf import MANIFEST, read_manifest, sha256
+from ..files_vit_hf import MANIFEST, read_manifest, sha256
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOCK, _WRITER, _WRITING = "checkpoints/.lock", "checkpoints/.writer.json", ".writing-"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..configuration_vit_hf import read_manifest
+from ..files_vit_hf import read_manifest
 from .checkpoint import optimizer_tensors, restore_optimizer
 from .state import MANIFEST, DamagedFolderError, check_folder, describe_files, sync
 
