@@ -239,8 +239,8 @@ def test_only_names_of_a_model_repo_are_allowed():
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "C:x", "C:/x", "a\\b", "x\0y", "", ".", "./x", "a//b"])
 def test_a_manifest_cannot_name_a_file_outside_of_its_folder(name, tmp_path):
     assert not is_inside(name)
-    (tmp_path / "manifest.json").write_text(json.dumps({name: {"bytes": 0, "sha256": ""}}))
-    with pytest.raises(DamagedFolderError, match="expected names of files in the folder"):
+    (tmp_path / "manifest.json").write_text(json.dumps({name: {"bytes": 0, "sha256": "0" * 64}}))
+    with pytest.raises(DamagedFolderError, match="expected the name of a file in the folder"):
         check_folder(tmp_path)
 
 
@@ -564,7 +564,7 @@ def test_a_manifest_that_leads_out_of_the_folder_is_refused(name, client, hub, p
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, name: {"bytes": 0, "sha256": "0" * 64}}))
     hub.add("tester/digits", folder)
-    with pytest.raises(CallError, match="expected names of files in the folder"):
+    with pytest.raises(CallError, match="expected the name of a file in the folder"):
         client.pull("tester/digits", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["changed"]
 

@@ -323,7 +323,7 @@ def _compare_with_manifest(place: Path, repo: str, commit: str, names: Iterable[
         wrong = find_damage(place)
         listed = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     except DamagedFolderError as error:
-        wrong, listed = {MANIFEST: str(error)}, {}
+        wrong, listed = {MANIFEST: str(error)}, set(names)
     if wrong.keys() == {_CARD} and (place / _CARD).is_file():  # cards are edited on the Hub
         logger.warning("%s of %s was changed on the Hub after the push", _CARD, repo)
         wrong = {}
