@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from hub_server import Hub
@@ -326,7 +327,8 @@ def test_what_is_no_name_of_a_repo_is_an_error_before_any_request(name, model):
         push(model, name)
 
 
-def test_offline_is_one_clear_error(model):
+def test_offline_is_one_clear_error(model, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set; set HF_HUB_OFFLINE=0.* to try again: vit-hf push"):
         push(model, REPO)
 
@@ -719,7 +721,8 @@ value = push.wait()
         (["--public"], "add --push-to-hub"),
     ],
 )
-def test_what_can_be_known_before_a_run_is_said_before_it(words, message, capsys, tmp_path):
+def test_what_can_be_known_before_a_run_is_said_before_it(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert main(["train", "digits", "--output", str(tmp_path / "run"), *words]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -784,7 +787,7 @@ value = [codes, printed.getvalue()]
 """)
     assert printed[0] == [0, 0]
     for words in (f"{hub.url}/tester/tiny (public)", f"commit {hub.log(REPO)[0][0]}", "vit-hf pull tester/tiny tiny",
-                  "from_pretrained('\"'\"'tester/tiny", f"{tmp_path / 'out'}: 8 files"):  # fmt: skip
+                  "from_pretrained('\"'\"'tester/tiny", f"{tmp_path / 'out'}: 9 files"):  # fmt: skip
         assert words in printed[1], printed[1]
     check_folder(tmp_path / "out")
 

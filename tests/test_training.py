@@ -157,7 +157,8 @@ def test_with_vit_hf_imported_no_flag_is_needed(run):
         model = AutoModelForImageClassification.from_pretrained(run.output)
         assert torch.equal(model(pixels).logits, expected)
     assert isinstance(AutoImageProcessor.from_pretrained(run.output), VitHfImageProcessor)
-    picture = read_image(load_source("digits").test[0]["image"], where="").convert("RGB")
+    row = open_pictures(Recipe.from_yaml(run.output / "recipe.yaml").data).test[0]
+    picture = read_image(row["image"], where="").convert("RGB")
     answer = pipeline("image-classification", model=str(run.output), device="cpu")(picture, top_k=10)
     probabilities = expected[0].softmax(-1)
     assert {entry["label"]: entry["score"] for entry in answer} == pytest.approx(

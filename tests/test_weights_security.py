@@ -377,9 +377,12 @@ def test_weights_from_the_hub_are_compared_with_the_manifest_of_their_commit(mod
         )
         assert "RESULT" in done.stdout, done.stderr
         online, offline = json.loads(done.stdout.split("RESULT")[1])
-        weights = [request for request in hub.requests if request.startswith("GET") and request.endswith(WEIGHTS)]
-        assert len([request for request in weights if "/me/model/" in request]) == 3  # main, v2, and by force
-        assert all(re.search(r"/resolve/[0-9a-f]{40}/", request) for request in weights)  # of the config's commit
+        held = {sha256(tmp_path / name / WEIGHTS) for name in ("one", "two")}
+        sent = [request for request in hub.requests if request.startswith("GET") and request.rpartition("/")[2] in held]
+        assert len(sent) == 3  # main, v2, and by force
+        asked = [request for request in hub.requests if request.endswith(WEIGHTS)]
+        assert asked
+        assert all(re.search(r"/resolve/[0-9a-f]{40}/", request) for request in asked)  # of the config's commit
         assert hub.requests[-1] == "GET /api/models/me/bare"  # and nothing after it, offline
     message = online.pop("flipped")
     assert re.search(r"flipped.*model\.safetensors is not what manifest\.json beside it says: sha256", message)

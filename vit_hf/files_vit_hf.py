@@ -89,7 +89,8 @@ def update_manifest(folder: str | os.PathLike, names: Iterable[str], *, stale: s
     for name in names:
         entries[name] = {"bytes": os.path.getsize(folder / name), "sha256": sha256(folder / name)}
     temporary = folder / f".{MANIFEST}"
-    temporary.unlink(missing_ok=True)
+    if os.path.lexists(temporary):
+        temporary.unlink()
     with open(temporary, "x", encoding="utf-8") as file:  # a new file, never through a link
         file.write(json.dumps(dict(sorted(entries.items())), indent=2) + "\n")
     temporary.replace(folder / MANIFEST)

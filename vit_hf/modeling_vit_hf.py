@@ -682,7 +682,8 @@ class VitHfPreTrainedModel(PreTrainedModel):
     def _write_manifest(self, folder: str | os.PathLike) -> None:
         names = _written_by(self, folder)
         old = WEIGHTS if any(re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", name) for name in names) else INDEX
-        Path(folder, old).unlink(missing_ok=True)  # of a save in the other form; it would be loaded instead
+        if old in names:  # of a save in the other form; it would be loaded instead
+            os.remove(Path(folder, old))
         update_manifest(folder, [name for name in names if name != old], stale=WEIGHT_FILES)
 
     @classmethod
