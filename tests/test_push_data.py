@@ -375,12 +375,12 @@ def test_a_missing_or_refused_token_is_one_line_with_the_command_to_retry(user, 
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "how", "after"),
-    [("create", "reset", 0), ("commit", "status", 0), ("lfs_put", "status", 1), ("commit", "reset", 1)],
+    ("endpoint", "how", "after", "times"),
+    [("create", "reset", 0, 5), ("commit", "status", 0, 1), ("lfs_put", "status", 1, 1), ("commit", "reset", 1, 1)],
 )
-def test_a_broken_push_is_finished_by_the_same_command(endpoint, how, after, user, hub, class_folders):
+def test_a_broken_push_is_finished_by_the_same_command(endpoint, how, after, times, user, hub, class_folders):
     folder, repo = class_folders(), f"me/broken-{endpoint}-{how}"
-    hub.fail(endpoint, how, after=after, status=400)  # one that the client does not try again by itself
+    hub.fail(endpoint, how, after=after, times=times, status=400)  # 400: nobody tries that again
     message = user.fails(folder, repo)
     expected = "it answered 400 (told to fail with 400)" if how == "status" else "no answer from the Hub ("
     assert f"{repo} is not pushed: {expected}" in message
@@ -390,6 +390,14 @@ def test_a_broken_push_is_finished_by_the_same_command(endpoint, how, after, use
     assert user.ask("load", repo)["fingerprints"] == fingerprints(folder)
     assert hub.log(repo, "dataset")[0][1] == "Upload the data"
     assert "holds this already" in user.push(folder, repo)
+
+
+@pytest.mark.parametrize(("endpoint", "how", "status"), [("create", "reset", 0), ("info", "status", 503)])
+def test_a_passing_fault_of_what_the_client_asks_once_is_asked_again(endpoint, how, status, user, hub, class_folders):
+    folder, repo = class_folders(), f"me/passing-{endpoint}"
+    hub.fail(endpoint, how, times=2, status=status or 500)
+    user.push(folder, repo)
+    assert hub.log(repo, "dataset")[0][1] == "Upload the data"
 
 
 def test_a_repo_that_cannot_be_looked_at_is_not_pushed_to(user, hub, class_folders):

@@ -144,8 +144,10 @@ def _next_commands(folder: Path, *, is_classifier: bool) -> list[str]:
     return [
         f"vit-hf predict {where} {pictures} --save-plot predictions.png",
         f"vit-hf evaluate {where}",
+        f"vit-hf reproduce {where}",
         f'python -c "{code}"',
         *([f"tensorboard --logdir {where}/tensorboard"] if (folder / "tensorboard").is_dir() else []),
+        f"vit-hf demo {where}",
         f"vit-hf push {where} OWNER/{folder.name}",
     ]
 

@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 
 from ..data.hub_source import is_hub_id
 from ..data.sources import ImageSource, load_source, progress_bars_on_terminals_only
+from .attempts import limit_silence, retried
 from .data_card import render_data_card
 from .data_record import content_of, describe_source
 
@@ -101,8 +102,8 @@ def push_data(
     with _clear_errors(repo):
         if huggingface_hub.get_token() is None:
             raise PermissionError("there is no token of the Hub; log in with `hf auth login`, or set HF_TOKEN")
-        api.whoami()  # a token that is not accepted would make a private repo look like none
-        there = _look(api, repo, revision)
+        retried(api.whoami, "asking whose token it is")  # one that is refused makes a private repo look like none
+        there = retried(lambda: _look(api, repo, revision), f"looking at {repo}")
     if private and there.private is False:
         raise PermissionError(f"{repo} is public; push there with --public, or choose another name")
     if there.record is None and not replace:
@@ -118,10 +119,17 @@ def push_data(
     if there.record == record and there.commit is not None and there.blocks is not None:
         return PushedData(url=url, commit=there.commit, private=is_private, is_new=False, record=record)
     with _clear_errors(repo):
+        limit_silence()
         if there.private is None:
-            api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+            retried(
+                lambda: api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True), f"making {repo}"
+            )
         if there.commit is None and revision is not None:
-            api.create_branch(repo, branch=revision, repo_type="dataset", exist_ok=True)
+            branch = revision
+            retried(
+                lambda: api.create_branch(repo, branch=branch, repo_type="dataset", exist_ok=True),
+                f"making the branch {branch}",
+            )
         kept = there.blocks if same else None
         commit = _push_card(api, repo, revision, record, kept)
         if kept is None:
