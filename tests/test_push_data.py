@@ -77,18 +77,21 @@ class User:
         assert answer, "the process has ended"
         return json.loads(answer)
 
-    def push(self, *arguments, token=None):
-        """Push, and return what was printed."""
+    def push(self, *arguments, token=None, tries=1):
+        """Push, and return what was printed; each try before the last is one line on stderr."""
         found = self.ask("run", ["push-data", *map(str, arguments)], token=token)
-        assert (found["code"], found["err"]) == (0, "")
+        assert (found["code"], found["err"].count("; next try in ")) == (0, tries - 1)
+        assert found["err"].count("\n") == tries - 1
         return found["out"]
 
     def fails(self, *arguments, token=None):
         """Push in vain, and return the error: one line, and nothing else."""
         found = self.ask("run", ["push-data", *map(str, arguments)], token=token)
         assert (found["code"], found["out"]) == (1, "")
-        assert found["err"].startswith("vit-hf push-data: error: ")
-        return found["err"].strip()
+        *tries, error = found["err"].splitlines()
+        assert all("; next try in " in line for line in tries)
+        assert error.startswith("vit-hf push-data: error: ")
+        return error
 
 
 @pytest.fixture(scope="module")
@@ -396,7 +399,7 @@ def test_a_broken_push_is_finished_by_the_same_command(endpoint, how, after, tim
 def test_a_passing_fault_of_what_the_client_asks_once_is_asked_again(endpoint, how, status, user, hub, class_folders):
     folder, repo = class_folders(), f"me/passing-{endpoint}"
     hub.fail(endpoint, how, times=2, status=status or 500)
-    user.push(folder, repo)
+    user.push(folder, repo, tries=3)
     assert hub.log(repo, "dataset")[0][1] == "Upload the data"
 
 
