@@ -1,9 +1,11 @@
 """`vit-hf push`, `pull`."""
 
 import argparse
+import json
 import os
 import shlex
 import sys
+from pathlib import Path
 
 from .words import Add
 
@@ -43,13 +45,17 @@ def _push(options: argparse.Namespace) -> int:
     print(f"commit {pushed.commit}" + ("" if pushed.is_new else " (nothing has changed since)"))
     name = options.repo.partition("/")[2]
     revision = ["--revision", options.tag or options.revision] if options.tag or options.revision else []
-    code = (
-        f"from transformers import AutoModel; AutoModel.from_pretrained({options.repo!r}, "
-        f"revision={pushed.commit!r}, trust_remote_code=True)"
-    )
-    print(
-        f"\nnext:\n  {shlex.join(['vit-hf', 'pull', options.repo, name, *revision])}\n  python -c {shlex.quote(code)}"
-    )
+    config = json.loads((Path(options.folder) / "config.json").read_text(encoding="utf-8"))
+    is_classifier = "VitHfForImageClassification" in (config.get("architectures") or ())
+    auto = "AutoModelForImageClassification" if is_classifier else "AutoModel"
+    where = f"{options.repo!r}, revision={pushed.commit!r}, trust_remote_code=True"
+    lines = [shlex.join(["vit-hf", "pull", options.repo, name, *revision])]
+    if (Path(options.folder) / "results.json").is_file():
+        lines.append(shlex.join(["vit-hf", "reproduce", options.repo, *revision]))
+    lines.append(f'python -c "from transformers import {auto}; print({auto}.from_pretrained({where}))"')
+    print("\nnext:")
+    for line in lines:
+        print(f"  {line}")
     return 0
 
 
