@@ -300,10 +300,14 @@ def test_the_fields_that_a_docstring_sets_exist_and_its_values_are_accepted(name
     assert get_recipe(name).override({field: value for field, value in words.items() if re.match(r"\d", value)})
 
 
-def test_digits_keeps_its_measured_result():
-    assert "Result: 98.70% +- 0.64% test top-1 (mean and standard deviation of seeds 0, 1, 2" in inspect.getdoc(
+def test_digits_and_the_readme_say_what_its_card_says():
+    root = Path(__file__).resolve().parents[1]
+    card = (root / "model_cards" / "digits.md").read_text(encoding="utf-8")
+    mean, spread = re.search(r"^\| mean \| ([\d.]+%) ± ([\d.]+%) ", card, flags=re.MULTILINE).groups()
+    assert f"Result: {mean} +- {spread} test top-1 (mean and standard deviation of seeds 0, 1, 2" in inspect.getdoc(
         RECIPES["digits"]
     )
+    assert f"{mean} ± {spread} on 359 test pictures" in (root / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", RECIPES)
