@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from pathlib import Path
 
 import PIL.Image
 import pytest
