@@ -69,6 +69,10 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str, Case]]:
         ("46", f"one of two ranks {kind}", of(resources.a_lost_rank_without_a_launcher, kind=kind))
         for kind in resources.RANK_FAULTS
     ]
+    found += [
+        ("47", "runs that push to a dead Hub", of(hub.runs_with_a_dead_hub, how=how))
+        for how in ("status", "reset", "hang")
+    ]
     return [
         *found,
         ("5", "left-over folders", crash.left_over_folders),
@@ -108,7 +112,6 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str, Case]]:
         ("45", "too little memory", resources.too_little_memory),
         ("47", "one fault of each endpoint of the Hub", hub.passing_faults),
         ("47", "lasting faults of the Hub", hub.lasting_faults),
-        ("47", "runs that push to a dead Hub", hub.runs_with_a_dead_hub),
         ("48", "lost answers of the Hub", hub.lost_answers),
         ("49", "refusals of the Hub", hub.refusals),
         ("50", "damaged downloads", hub.damaged_downloads),
@@ -145,7 +148,7 @@ def _try(case: Case) -> tuple[Tally, float]:
 
 
 def main() -> int:
-    """Run all cases, two at a time; returns the exit code."""
+    """Run all cases, three at a time; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=(__doc__ or "").splitlines()[0])
     for name, count in (
         ("kills", 200),
@@ -165,7 +168,7 @@ def main() -> int:
     began = time.monotonic()
     sums: dict[tuple[str, str], tuple[Tally, list[float]]] = {}
     chosen = cases(options)
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(3) as pool:  # many of them wait
         running: dict[Future, tuple[str, str]] = {pool.submit(_try, case): (of, name) for of, name, case in chosen}
         for done, future in enumerate(as_completed(running), 1):
             tally, seconds = future.result()

@@ -125,7 +125,7 @@ def lasting_faults(folder: Path) -> Tally:
     return tally
 
 
-def runs_with_a_dead_hub(folder: Path) -> Tally:
+def runs_with_a_dead_hub(folder: Path, *, how: str) -> Tally:
     """Training with a push of every checkpoint to a dead endpoint: the run is bit for bit the same (case 47)."""
     tally = Tally()
     with hub_and_client(folder) as (hub, client):
@@ -133,27 +133,26 @@ def runs_with_a_dead_hub(folder: Path) -> Tally:
         tally.check(code == 0, f"without a Hub: {printed[-800:]}")
         reference = harness.digest(folder / "alone")["model.safetensors"]
         for endpoint in ("create", "info", "preupload", "lfs_batch", "lfs_put", "validate", "commit"):
-            for how in ("status", "reset", "hang"):
-                settle(hub)
-                hub.fail(endpoint, how, times=10**6, status=503)
-                run, name = folder / f"{endpoint}-{how}", f"a run with {endpoint}, {how}"
-                push = ["--output", str(run), "--push-to-hub", REPO, "--hub-strategy", "every-checkpoint"]
-                code, printed = run_command(client, shlex.join(["vit-hf", *_RUN, *push]))
-                tally.counts["runs"] += 1
-                tally.check(code == 0, f"{name}: exit code {code}: {printed[-800:]}")
-                changed = harness.digest(run)["model.safetensors"] != reference
-                tally.counts["different"] += changed
-                tally.check(not changed, f"{name}: other weights")
-                wrong = [valid(path) for path in (run / "checkpoints").glob("step-*")]
-                tally.check(len(wrong) == 3 and not any(wrong), f"{name}: {wrong}")
-                left = [path.name for path in run.rglob(".*push*")]
-                tally.check(not left, f"{name}: left {left}")
-                hub.mend()
-                lines = [line for line in printed.splitlines() if f"vit-hf push {run} {REPO}" in line]
-                tally.check(bool(lines), f"{name}: no command in {printed[-800:]}")
-                code, printed = run_command(client, f"vit-hf push {run} {REPO}")
-                tally.check(code == 0, f"{name}: the command ended with {code}: {printed[-500:]}")
-                shutil.rmtree(run)
+            settle(hub)
+            hub.fail(endpoint, how, times=10**6, status=503)
+            run, name = folder / f"{endpoint}-{how}", f"a run with {endpoint}, {how}"
+            push = ["--output", str(run), "--push-to-hub", REPO, "--hub-strategy", "every-checkpoint"]
+            code, printed = run_command(client, shlex.join(["vit-hf", *_RUN, *push]))
+            tally.counts["runs"] += 1
+            tally.check(code == 0, f"{name}: exit code {code}: {printed[-800:]}")
+            changed = harness.digest(run)["model.safetensors"] != reference
+            tally.counts["different"] += changed
+            tally.check(not changed, f"{name}: other weights")
+            wrong = [valid(path) for path in (run / "checkpoints").glob("step-*")]
+            tally.check(len(wrong) == 3 and not any(wrong), f"{name}: {wrong}")
+            left = [path.name for path in run.rglob(".*push*")]
+            tally.check(not left, f"{name}: left {left}")
+            hub.mend()
+            lines = [line for line in printed.splitlines() if f"vit-hf push {run} {REPO}" in line]
+            tally.check(bool(lines), f"{name}: no command in {printed[-800:]}")
+            code, printed = run_command(client, f"vit-hf push {run} {REPO}")
+            tally.check(code == 0, f"{name}: the command ended with {code}: {printed[-500:]}")
+            shutil.rmtree(run)
     return tally
 
 
