@@ -29,10 +29,12 @@ NAMES = ["tench", "goldfish", "great white shark", "hammerhead", "electric ray",
 
 pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio is not installed (extra demo)")
 
-# Runs in the server before anything else: notes each look-up and connection that leaves the machine, and lets vit_hf
-# come from one folder only.
+# Runs in the server before anything else: notes each look-up and connection that leaves the machine, lets vit_hf come
+# from one folder only, and lets Ctrl-C end the process also where a shell began the tests in the background.
 WATCH = """
-import importlib.machinery, os, sys
+import importlib.machinery, os, signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def watch(event, arguments):
     host = None
