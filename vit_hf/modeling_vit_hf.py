@@ -146,15 +146,17 @@ def resample_patch_kernel(kernel: torch.Tensor, target: tuple[int, int]) -> torc
     return flat.unflatten(-1, target).to(kernel)
 
 
-def sincos2d_positions(grid: tuple[int, int], width: int, num_prefix: int = 0) -> torch.Tensor:
+def sincos2d_positions(
+    grid: tuple[int, int], width: int, num_prefix: int = 0, *, dtype: torch.dtype = torch.float64
+) -> torch.Tensor:
     """Return the fixed 2-D sine-cosine table of big_vision's `posemb_sincos_2d`, zeros for the rows before the grid.
 
     The width is four quarters: sine and cosine of the column, sine and cosine of the row, at frequencies from 1 to
-    1/10,000. Returns float32 (1, num_prefix + h*w, width); width is a multiple of 4.
+    1/10,000. Returns float32 (1, num_prefix + h*w, width); width is a multiple of 4. Angles are of `dtype`.
     """
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")  # (h, w)
     exponent = torch.arange(width // 4, dtype=torch.float64) / max(width // 4 - 1, 1)
-    frequency = 1.0 / 10_000.0**exponent  # (D/4,)
+    frequency = (1.0 / 10_000.0**exponent).to(dtype)  # (D/4,)
     row_angle = rows.flatten()[:, None] * frequency  # (h*w, D/4)
     column_angle = columns.flatten()[:, None] * frequency
     table = torch.cat([column_angle.sin(), column_angle.cos(), row_angle.sin(), row_angle.cos()], dim=1)

@@ -20,7 +20,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from ..configuration_vit_hf import VitHfConfig
-from ..modeling_vit_hf import VitHfForImageClassification, _interpolate_positions
+from ..modeling_vit_hf import VitHfForImageClassification, _interpolate_positions, sincos2d_positions
 
 FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -72,7 +72,10 @@ def _any_size(model: VitHfForImageClassification) -> Iterator[None]:
     def positions(image_hw: tuple[int, int], interpolate: bool) -> torch.Tensor:
         grid = (image_hw[0] // config.patch_hw[0], image_hw[1] // config.patch_hw[1])
         if config.position_embedding == "sincos2d":
-            return embeddings.fixed_positions(grid).to(embeddings.position_embeddings)
+            width, prefix = config.hidden_size, config.num_prefix_positions
+            return sincos2d_positions(
+                grid, width, prefix, dtype=torch.float32
+            )  # ONNX Runtime 1.23 has no cos in float64
         return _interpolate_positions(
             embeddings.position_embeddings,
             num_prefix=config.num_prefix_positions,
