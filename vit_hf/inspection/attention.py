@@ -25,9 +25,9 @@ from PIL import Image
 
 from ..image_processing_vit_hf import VitHfImageProcessor, VitHfImageProcessorPil
 from ..modeling_vit_hf import VitHfAttentionPooling, VitHfForImageClassification, VitHfModel
+from .style import COLORMAP
 
 Method = Literal["last", "rollout"]
-_COLORMAP = "viridis"  # lightness rises evenly, so it reads without colour vision too
 _SMALLEST_SIDE = 448  # pixels of a drawn picture's longer side, reached by whole pixels
 
 
@@ -155,7 +155,7 @@ def lay_over(view: Image.Image, attention: torch.Tensor, *, alpha: float = 0.6) 
     even = high - low <= 1e-6 * high
     stretched = np.zeros_like(weights) if even else (weights - low) / (high - low)  # (h, w) in [0, 1]
     smooth = Image.fromarray(stretched).resize(picture.size, Image.Resampling.BILINEAR)
-    colours = matplotlib.colormaps[_COLORMAP](np.asarray(smooth))[..., :3] * 255  # (H, W, 3)
+    colours = matplotlib.colormaps[COLORMAP](np.asarray(smooth))[..., :3] * 255  # (H, W, 3)
     mixed = alpha * colours + (1 - alpha) * np.asarray(picture)
     return Image.fromarray(mixed.round().astype(np.uint8))
 

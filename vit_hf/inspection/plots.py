@@ -1,67 +1,42 @@
-"""Pictures of what a model predicts and how it learned, written to PNG, PDF or SVG.
-
-One style for both: the colours of Okabe and Ito (2008, "Color Universal Design"), told apart by lightness or dash too;
-axes named with their units. Figures are made without pyplot, so there is no display, no global state and nothing to
-close. A file appears whole or not at all: it is written beside its place and then renamed.
-"""
+"""Pictures of what a model predicts and how it learned, written to PNG, PDF or SVG."""
 
 import math
 import os
-import uuid
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
-BLUE, SKY, VERMILION, GREEN = "#0072B2", "#56B4E9", "#D55E00", "#009E73"
-INK, GREY, PALE = "#222222", "#6E6E6E", "#ECECEC"
-SUFFIXES = (".png", ".pdf", ".svg")
+from .style import (
+    BLUE,
+    DPI,
+    FONT_SIZE,
+    GREEN,
+    LIGHT,
+    SKY,
+    VERMILION,
+    Theme,
+    add_legend,
+    new_figure,
+    save_figure,
+    shortened,
+    style_axes,
+    written_whole,
+)
+
 IMAGES_PER_PAGE = 16
-_DPI = 150
-_FONT_SIZE = 9  # points
 _PIXELATED_BELOW = 96  # pixels: up to here the picture is drawn with its pixels visible
 _LARGEST_SIDE = 600  # pixels of a picture in the file; larger images are scaled down
 
 # Inches, of one cell of `plot_predictions`: a picture, and its bars to the right.
 _PICTURE, _BARS, _GAP, _MARGIN, _BAR_PITCH, _AXIS, _TITLE = 1.9, 2.9, 0.2, 0.3, 0.36, 0.42, 0.24
 _PERCENT = 0.62  # of the line above a bar, kept for the number at its end
-
-
-# ---------------------------------------------------------------------------------------------- files
-@contextmanager
-def _written_whole(path: str | os.PathLike) -> Iterator[tuple[IO[bytes], str]]:
-    """Give an open file and the format for `path`; the file takes its name when the block ends without an error."""
-    target = Path(path)
-    if target.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"cannot draw to {target.name!r}; expected a name that ends in {', '.join(SUFFIXES)}")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder {target.parent} of {target.name} does not exist; create it first")
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file, target.suffix.lower()[1:]
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _style(ax: Axes, x_name: str, y_name: str = "") -> None:
-    """Name the axes and take away what shows no data."""
-    ax.set_xlabel(x_name, fontsize=_FONT_SIZE, color=INK)
-    ax.set_ylabel(y_name, fontsize=_FONT_SIZE, color=INK)
-    ax.tick_params(labelsize=_FONT_SIZE - 1, colors=GREY, labelcolor=INK, length=3)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(GREY)
 
 
 # ---------------------------------------------------------------------------------------------- predictions
@@ -96,13 +71,13 @@ def plot_predictions(
             f"{len(images)} images do not fit one page of {IMAGES_PER_PAGE}; give a .pdf path, which has pages, or "
             "draw them in several calls"
         )
-    with _written_whole(path) as (file, kind):
+    with written_whole(path) as (file, kind):
         if kind == "pdf":
             with PdfPages(file) as document:
                 for page in pages:
-                    document.savefig(_page(page), dpi=_DPI)
+                    document.savefig(_page(page), dpi=DPI)
         else:
-            _page(pages[0]).savefig(file, format=kind, dpi=_DPI)
+            _page(pages[0]).savefig(file, format=kind, dpi=DPI)
 
 
 def _check_predictions(images: Sequence, predictions: Sequence[Sequence[tuple[str, float]]], titles: Any) -> None:
@@ -142,9 +117,9 @@ def _page(cells: Sequence[tuple[Image.Image, Sequence[tuple[str, float]], str]])
         top = bottom + content
         box = (left / width, (top - _PICTURE) / height, picture_width / width, _PICTURE / height)
         _draw_picture(figure.add_axes(box), picture)
-        line = _shortened(title, cell_width - _MARGIN, weight="bold")
+        line = shortened(title, cell_width - _MARGIN, weight="bold")
         above = (top + 0.07) / height
-        figure.text(left / width, above, line, fontsize=_FONT_SIZE, fontweight="bold", color=INK, parse_math=False)
+        figure.text(left / width, above, line, fontsize=FONT_SIZE, fontweight="bold", color=LIGHT.ink, parse_math=False)
         own_height = _BAR_PITCH * len(classes)
         box = ((left + picture_width + _GAP) / width, (top - own_height) / height, _BARS / width, own_height / height)
         _draw_bars(figure.add_axes(box), classes)
@@ -173,7 +148,7 @@ def _draw_picture(ax: Axes, picture: Image.Image) -> None:
     ax.set_anchor("NW")
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.spines[:].set(color=GREY, linewidth=0.5)
+    ax.spines[:].set(color=LIGHT.grey, linewidth=0.5)
 
 
 def _draw_bars(ax: Axes, classes: Sequence[tuple[str, float]]) -> None:
@@ -181,42 +156,25 @@ def _draw_bars(ax: Axes, classes: Sequence[tuple[str, float]]) -> None:
     ordered = sorted(classes, key=lambda pair: -pair[1])
     percents = [100 * min(max(float(probability), 0.0), 1.0) for _, probability in ordered]
     places = [row + 0.72 for row in range(len(ordered))]  # each row: text above, bar below
-    ax.barh(places, 100, height=0.3, color=PALE)
+    ax.barh(places, 100, height=0.3, color=LIGHT.pale)
     ax.barh(places, percents, height=0.3, color=[BLUE, *[SKY] * (len(ordered) - 1)])
     for row, ((name, _), percent) in enumerate(zip(ordered, percents, strict=True)):
         weight = "bold" if row == 0 else "normal"
-        style: dict[str, Any] = {"va": "bottom", "fontsize": _FONT_SIZE, "fontweight": weight, "color": INK}
+        style: dict[str, Any] = {"va": "bottom", "fontsize": FONT_SIZE, "fontweight": weight, "color": LIGHT.ink}
         # A dollar sign in a class name is no formula.
-        ax.text(0, row + 0.5, _shortened(name, _BARS - _PERCENT, weight=weight), parse_math=False, **style)
+        ax.text(0, row + 0.5, shortened(name, _BARS - _PERCENT, weight=weight), parse_math=False, **style)
         ax.text(100, row + 0.5, f"{percent:.1f}%", ha="right", **style)
     ax.set(xlim=(0, 100), ylim=(len(ordered), 0), yticks=[], xticks=[0, 25, 50, 75, 100])
-    _style(ax, "probability (%)")
+    style_axes(ax, "probability (%)")
     ax.spines["left"].set_visible(False)
-
-
-def _shortened(text: str, inches: float, *, weight: str) -> str:
-    """Return text on one line, cut with an ellipsis to a width in inches at the font size of this module."""
-    line = " ".join(str(text).split())[:200]
-    font = FontProperties(weight=weight, size=_FONT_SIZE)
-
-    def width(shown: str) -> float:
-        return text_to_path.get_text_width_height_descent(shown, font, ismath=False)[0] / 72
-
-    if width(line) <= inches:
-        return line
-    kept = bisect_right(range(len(line)), inches, key=lambda length: width(line[:length] + "…")) - 1
-    return line[: max(kept, 0)].rstrip(" ,") + "…"
 
 
 # ---------------------------------------------------------------------------------------------- learning curves
 def plot_learning_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Draw loss, accuracy and learning rate over the epochs of a run.
+    """Draw loss, accuracy and learning rate over the epochs of a run, side by side, into one file.
 
     Args:
-        rows: one mapping per evaluation, as in `metrics.jsonl`: "epoch", and of "train_loss", "validation_loss" (mean
-            loss a sample, nats), "top1", "top5" (fractions in [0, 1]) and "learning_rate" what there is. Values
-            that are missing or None are passed over, NaN and infinity leave a gap, and a panel with no values is left
-            out. Rows without an epoch are skipped; of rows of one epoch the last counts (a run that was resumed).
+        rows: as `draw_learning_curves` takes them.
         path: a file in an existing folder; its suffix, .png, .pdf or .svg, is the format.
 
     Raises:
@@ -224,34 +182,65 @@ def plot_learning_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathL
         FileNotFoundError: the folder does not exist.
     """
     curves = _curves(rows)
-    panels: list[tuple[str, dict[str, tuple[str, str, str]]]] = [
-        ("loss (nats)", {"train_loss": ("training", BLUE, "-"), "validation_loss": ("validation", VERMILION, "--")}),
-        ("accuracy (%)", {"top1": ("top-1", VERMILION, "-"), "top5": ("top-5", GREEN, "--")}),
-        ("learning rate", {"learning_rate": ("", BLUE, "-")}),
-    ]
-    panels = [(name, lines) for name, lines in panels if any(key in curves for key in lines)]
+    panels = _panels(curves, len(rows))
+    figure = new_figure(4.2 * len(panels), 3.3)
+    for ax, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw_panel(ax, name, curves, LIGHT)
+    save_figure(figure, path)
+
+
+def draw_learning_curves(rows: Sequence[Mapping[str, Any]], *, theme: Theme = LIGHT) -> dict[str, Figure]:
+    """Draw the same as figures of their own, by the name of what they show: "loss (nats)", "accuracy (%)", ...
+
+    Args:
+        rows: one mapping per evaluation, as in `metrics.jsonl`: "epoch", and of "train_loss", "validation_loss" (mean
+            loss a sample, nats), "top1", "top5" (fractions in [0, 1]) and "learning_rate" what there is. Values
+            that are missing or None are passed over, NaN and infinity leave a gap, and a panel with no values is left
+            out. Rows without an epoch are skipped; of rows of one epoch the last counts (a run that was resumed).
+        theme: light or dark.
+
+    Raises:
+        ValueError: no row holds anything to draw.
+    """
+    curves, figures = _curves(rows), {}
+    for name in _panels(curves, len(rows)):
+        figures[name] = new_figure(4.2, 3.3, theme=theme)
+        _draw_panel(figures[name].subplots(), name, curves, theme)
+    return figures
+
+
+_PANELS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "loss (nats)": {"train_loss": ("training", BLUE, "-"), "validation_loss": ("validation", VERMILION, "--")},
+    "accuracy (%)": {"top1": ("top-1", VERMILION, "-"), "top5": ("top-5", GREEN, "--")},
+    "learning rate": {"learning_rate": ("", BLUE, "-")},
+}
+
+
+def _panels(curves: Mapping[str, Any], count: int) -> list[str]:
+    """Return the names of the panels that have something to show; ValueError if there are none."""
+    panels = [name for name, lines in _PANELS.items() if any(key in curves for key in lines)]
     if not panels:
         raise ValueError(
-            f"none of the {len(rows)} rows holds an epoch with a loss, accuracy or learning rate; expected the rows of "
+            f"none of the {count} rows holds an epoch with a loss, accuracy or learning rate; expected the rows of "
             "a run's metrics.jsonl, with the key epoch and for example train_loss or top1"
         )
-    figure = Figure(figsize=(4.2 * len(panels), 3.3), facecolor="white", layout="constrained")
-    for ax, (name, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for key, (label, colour, dash) in lines.items():
-            if key in curves:
-                _draw_curve(ax, curves[key], key=key, label=label, colour=colour, dash=dash)
-        _style(ax, "epoch", name)
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-        ax.grid(axis="y", color=PALE)
-        ax.set_axisbelow(True)
-        if name == "learning rate":
-            ax.set_ylim(bottom=0)
-            ax.ticklabel_format(axis="y", scilimits=(-2, 3))
-            ax.yaxis.get_offset_text().set_size(_FONT_SIZE - 1)
-        else:
-            ax.legend(fontsize=_FONT_SIZE - 1, frameon=False, labelcolor=INK)
-    with _written_whole(path) as (file, kind):
-        figure.savefig(file, format=kind, dpi=_DPI)
+    return panels
+
+
+def _draw_panel(ax: Axes, name: str, curves: Mapping[str, Mapping[float, float]], theme: Theme) -> None:
+    for key, (label, colour, dash) in _PANELS[name].items():
+        if key in curves:
+            _draw_curve(ax, curves[key], key=key, label=label, colour=colour, dash=dash)
+    style_axes(ax, "epoch", name, theme=theme)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    ax.grid(axis="y", color=theme.pale)
+    ax.set_axisbelow(True)
+    if name == "learning rate":
+        ax.set_ylim(bottom=0)
+        ax.ticklabel_format(axis="y", scilimits=(-2, 3))
+        ax.yaxis.get_offset_text().set(size=FONT_SIZE - 1, color=theme.ink)
+    else:
+        add_legend(ax, theme=theme)
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[float, float]]:
@@ -276,4 +265,4 @@ def _draw_curve(ax: Axes, curve: Mapping[float, float], *, key: str, label: str,
     ax.plot(list(curve), list(curve.values()), dash, color=colour, label=label, marker=marker, markersize=3.5)
 
 
-__all__ = ["plot_learning_curves", "plot_predictions"]
+__all__ = ["draw_learning_curves", "plot_learning_curves", "plot_predictions"]
