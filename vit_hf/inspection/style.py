@@ -1,9 +1,9 @@
 """The one style of all plots: colours, letters, axes, and files that appear whole or not at all.
 
 The colours are those of Okabe and Ito (2008, "Color Universal Design"), which people without full colour vision tell
-apart; what matters is told apart by dash, marker or place too. Values over an area are drawn in viridis, whose lightness
-rises evenly. A theme is light or dark, for pages that follow the reader's. Figures are made without pyplot, so there is
-no display, no global state and nothing to close.
+apart; what matters is told apart by dash, marker or place too. Values over an area are drawn in viridis, whose
+lightness rises evenly. A theme is light or dark, for pages that follow the reader's. Figures are made without pyplot,
+so there is no display, no global state and nothing to close.
 """
 
 import io
