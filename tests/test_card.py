@@ -28,7 +28,7 @@ from vit_hf import (
 from vit_hf.checkpoints.receipt import Fact, FileRecord, Receipt, TensorEntry
 from vit_hf.data.pictures import DataFields, open_pictures
 from vit_hf.evaluation.analysis import analyse
-from vit_hf.evaluation.predictions import PREDICTIONS, write_predictions
+from vit_hf.evaluation.predictions import PREDICTIONS, Predictions, write_predictions
 from vit_hf.evaluation.scoring import Scores
 from vit_hf.sharing.card import eval_result_files, render_card
 from vit_hf.sharing.card.markdown import one_line, plain
@@ -467,7 +467,7 @@ def test_the_card_shows_what_the_analysis_of_the_predictions_returns(run):
     assert [[*row[:2], int(row[2])] for row in confusions[1:]] == measured["confusions"][:5]
     assert f"and is the right one in {measured['top1']:.1%}" in text(card)
     assert "reproduce" not in card
-    write_predictions(folder / PREDICTIONS, scores)
+    write_predictions(folder / PREDICTIONS, Predictions.of_run(scores, ["cat", "dog", "fish"], RECORD))
     assert "`vit-hf reproduce someone/model` computes the figures" in render_card([folder], repo="someone/model")
 
 

@@ -1,13 +1,17 @@
 """The file of predictions: what is read is what was written, and a damaged file is refused with the place."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from vit_hf.evaluation.predictions import read_predictions, write_predictions
+from vit_hf.evaluation.predictions import Predictions, read_predictions, write_predictions
 from vit_hf.evaluation.scoring import Scores
+
+NAMES = ("cat", "dog", "fish", 'a "name"', "Ärger", "", "x")
 
 
 @pytest.fixture
@@ -16,18 +20,25 @@ def scores() -> Scores:
     return Scores(logits=torch.randn(50, 7, generator=generator), labels=torch.arange(50) % 7)
 
 
+def write(path, scores: Scores) -> None:
+    write_predictions(path, Predictions(scores, NAMES, "digits", "test", "ab12"))
+
+
 def test_what_is_read_equals_what_was_written_bit_for_bit(scores, tmp_path):
     special = torch.tensor([-0.0, 1e-45, 3.4028234663852886e38, -1e-38, 1 / 3, 0.1, 16777217.0])
     logits = torch.cat([scores.logits, special[None]])
-    write_predictions(tmp_path / "p.parquet", Scores(logits, torch.cat([scores.labels, torch.tensor([6])])))
-    found = read_predictions(tmp_path / "p.parquet")
+    write(tmp_path / "p.parquet", Scores(logits, torch.cat([scores.labels, torch.tensor([6])])))
+    predictions = read_predictions(tmp_path / "p.parquet")
+    found = predictions.scores
+    assert (predictions.label_names, predictions.data, predictions.split) == (NAMES, "digits", "test")
+    assert predictions.sha256 == "ab12"
     assert (found.logits.dtype, found.labels.dtype) == (torch.float32, torch.int64)
     assert torch.equal(found.logits.view(torch.int32), logits.view(torch.int32))
     assert found.labels.tolist() == [*scores.labels.tolist(), 6]
 
 
 def test_any_reader_of_parquet_sees_the_three_columns(scores, tmp_path):
-    write_predictions(tmp_path / "p.parquet", scores)
+    write(tmp_path / "p.parquet", scores)
     frame = pq.read_table(tmp_path / "p.parquet").to_pandas()
     assert list(frame.columns) == ["row", "label", "logits"]
     assert frame["row"].tolist() == list(range(50))
@@ -36,7 +47,7 @@ def test_any_reader_of_parquet_sees_the_three_columns(scores, tmp_path):
 
 def test_the_same_scores_give_the_same_bytes(scores, tmp_path):
     for name in ("a", "b"):
-        write_predictions(tmp_path / name, scores)
+        write(tmp_path / name, scores)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -46,6 +57,17 @@ def _change(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
 
 def _logits(value: float | None, kind=pa.float32()) -> pa.Array:  # noqa: B008
     return pa.array([[0.0] * 7] * 49 + [[value] + [0.0] * 6], pa.list_(kind, 7))
+
+
+def _about(table: pa.Table, **changes) -> pa.Table:
+    about = {**json.loads(table.schema.metadata[b"vit_hf"]), **changes}
+    return table.replace_schema_metadata({"vit_hf": json.dumps(about)})
+
+
+def test_names_that_are_not_one_a_class_are_refused_before_a_file_is_there(scores, tmp_path):
+    with pytest.raises(ValueError, match="6 label names for logits of 7 classes"):
+        write_predictions(tmp_path / "p.parquet", Predictions(scores, NAMES[:6], "digits", "test", ""))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -72,10 +94,16 @@ def _logits(value: float | None, kind=pa.float32()) -> pa.Array:  # noqa: B008
         (lambda t: _change(t, "label", pa.array([*t["label"].to_pylist()[:-1], -1])), "has label -1 in row 49"),
         (lambda t: _change(t, "logits", _logits(float("nan"))), "not finite in row 49"),
         (lambda t: _change(t, "logits", _logits(float("inf"))), "not finite in row 49"),
+        (lambda t: t.replace_schema_metadata(None), "does not say what was scored, in its metadata 'vit_hf'"),
+        (lambda t: t.replace_schema_metadata({"vit_hf": "{"}), "does not say what was scored"),
+        (lambda t: t.replace_schema_metadata({"vit_hf": "[]"}), "does not say what was scored"),
+        (lambda t: _about(t, label_names=["a"] * 6), "does not say what was scored"),
+        (lambda t: _about(t, label_names=[1] * 7), "does not say what was scored"),
+        (lambda t: _about(t, sha256=None), "does not say what was scored"),
     ],
 )
 def test_a_table_of_other_columns_or_rows_is_refused(scores, tmp_path, change, message):
-    write_predictions(tmp_path / "p.parquet", scores)
+    write(tmp_path / "p.parquet", scores)
     pq.write_table(change(pq.read_table(tmp_path / "p.parquet")), tmp_path / "p.parquet")
     with pytest.raises(ValueError, match=message):
         read_predictions(tmp_path / "p.parquet")
@@ -84,7 +112,7 @@ def test_a_table_of_other_columns_or_rows_is_refused(scores, tmp_path, change, m
 @pytest.mark.parametrize("keep", [0, 3, 400, -1])
 def test_a_file_that_was_cut_is_refused(scores, tmp_path, keep):
     path = tmp_path / "p.parquet"
-    write_predictions(path, scores)
+    write(path, scores)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"p.parquet cannot be read .*; expected a file that `vit-hf train`"):
         read_predictions(path)

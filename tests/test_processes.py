@@ -131,7 +131,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert mine["train_loss"] == pytest.approx(other["train_loss"], abs=2e-6)
         assert mine["top1"] == other["top1"]
     assert results[0]["n"] == results[1]["n"] == 51
-    scores = [read_predictions(run / "predictions.parquet") for run in (a, b)]
+    scores = [read_predictions(run / "predictions.parquet").scores for run in (a, b)]
     assert torch.equal(scores[0].labels, scores[1].labels)
     torch.testing.assert_close(scores[0].logits, scores[1].logits, atol=1e-5, rtol=0)
     for key in ("per_class", "confusions"):

@@ -163,15 +163,15 @@ def change_a_weight(run: Path) -> None:
 
 
 def flip_a_logit(run: Path) -> None:
-    scores = read_predictions(run / "predictions.parquet")
-    scores.logits[7, 3] *= -1
-    write_predictions(run / "predictions.parquet", scores)
+    predictions = read_predictions(run / "predictions.parquet")
+    predictions.scores.logits[7, 3] *= -1
+    write_predictions(run / "predictions.parquet", predictions)
 
 
 def change_a_label(run: Path) -> None:
-    scores = read_predictions(run / "predictions.parquet")
-    scores.labels[7] = (scores.labels[7] + 1) % 10
-    write_predictions(run / "predictions.parquet", scores)
+    predictions = read_predictions(run / "predictions.parquet")
+    predictions.scores.labels[7] = (predictions.scores.labels[7] + 1) % 10
+    write_predictions(run / "predictions.parquet", predictions)
 
 
 def edit_a_number_of_the_card(run: Path) -> None:

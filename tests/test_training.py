@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,10 @@ def test_results_name_data_versions_and_scores(run):
 
 
 def test_the_predictions_are_those_of_the_final_test_and_give_its_numbers(run):
-    scores = read_predictions(run.output / "predictions.parquet")
+    predictions = read_predictions(run.output / "predictions.parquet")
+    scores, split = predictions.scores, run.results["data"]["splits"]["test"]
+    assert (predictions.data, predictions.split, predictions.sha256) == ("digits", "test", split["sha256"])
+    assert predictions.label_names == tuple(map(str, range(10)))
     again = {**scores.measure(), **analyse(scores, [str(digit) for digit in range(10)])}
     assert {name: run.results[name] for name in again} == again
     assert scores.labels.tolist() == open_pictures(Recipe.from_yaml(run.output / "recipe.yaml").data).test["label"]
@@ -137,7 +141,9 @@ def test_evaluate_repeats_the_score_of_the_run(run, tmp_path):
     assert {key: again[key] for key in ("top1", "top5", "n")} == {k: full.results[k] for k in ("top1", "top5", "n")}
     assert again["loss"] == pytest.approx(full.results["loss"], abs=1e-6)  # other batch size, other order of sums
     assert json.loads((tmp_path / "score" / "results.json").read_text()) == again
-    scores = [read_predictions(folder / "predictions.parquet") for folder in (full.output, tmp_path / "score")]
+    found = [read_predictions(folder / "predictions.parquet") for folder in (full.output, tmp_path / "score")]
+    assert replace(found[0], scores=None) == replace(found[1], scores=None)
+    scores = [predictions.scores for predictions in found]
     assert torch.equal(scores[0].labels, scores[1].labels)
     torch.testing.assert_close(scores[0].logits, scores[1].logits, atol=1e-5, rtol=0)
     assert again["per_class"] == full.results["per_class"]

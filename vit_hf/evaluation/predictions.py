@@ -1,10 +1,16 @@
 """What a model said of every sample of a split, in one Parquet file beside its results: the numbers behind the numbers.
 
 A row a sample, in the split's order: `row` (int64, from 0), `label` (int64) and `logits` (a fixed list of L float32).
-Any tool that reads Parquet reads it. Nothing is rounded: what is read equals what was written, bit for bit.
+Any tool that reads Parquet reads it. Nothing is rounded: what is read equals what was written, bit for bit. The file's
+own metadata say what was scored, under the key "vit_hf": the names of the classes, the data, the split, and the split's
+fingerprint, by which two files are known to be of the same pictures.
 """
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,32 +20,67 @@ import torch
 from .scoring import Scores
 
 PREDICTIONS = "predictions.parquet"
+_KEY = b"vit_hf"
+_ABOUT = ("label_names", "data", "split", "sha256")
 _EXPECTED = "expected a file that `vit-hf train` or `vit-hf evaluate --output` wrote: score the model again"
 
 
-def write_predictions(path: str | Path, scores: Scores) -> None:
-    """Write the logits and labels of a split, compressed with zstd.
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of a split, and of which."""
+
+    scores: Scores
+    """Logits (N, L) and labels (N,), both in the model's numbering of the classes."""
+    label_names: tuple[str, ...]
+    """L names, in the order of the logits."""
+    data: str
+    """Name of the data set, never a path."""
+    split: str
+    """Name of the split."""
+    sha256: str
+    """Fingerprint of the split, as `vit_hf.data.sources.fingerprint` gives it; "streaming" for a streamed one."""
+
+    @classmethod
+    def of_run(cls, scores: Scores, label_names: Sequence[str], results: Mapping[str, Any]) -> "Predictions":
+        """Return the predictions of the final test of a run, whose record (`results.json`) says what was scored."""
+        data, split = results["data"], results["split"]
+        return cls(scores, tuple(label_names), data["source"], split, data["splits"][split]["sha256"])
+
+
+def write_predictions(path: str | Path, predictions: Predictions) -> None:
+    """Write predictions, compressed with zstd.
 
     Args:
         path: of the new file.
-        scores: of N >= 1 samples and L classes.
+        predictions: of N >= 1 samples and L classes.
+
+    Raises:
+        ValueError: there are not as many names as classes.
     """
+    scores = predictions.scores
+    if len(predictions.label_names) != scores.logits.shape[1]:
+        raise ValueError(
+            f"{len(predictions.label_names)} label names for logits of {scores.logits.shape[1]} classes; expected one "
+            "a class"
+        )
     logits, labels = scores.logits.contiguous().numpy(), scores.labels.numpy()  # (N, L), (N,)
     columns = {
         "row": pa.array(np.arange(len(labels), dtype=np.int64)),
         "label": pa.array(labels),
         "logits": pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), logits.shape[1]),
     }
-    pq.write_table(pa.table(columns), path, compression="zstd", use_dictionary=False)
+    about = {name: getattr(predictions, name) for name in _ABOUT}
+    table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about)})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False)
 
 
-def read_predictions(path: str | Path) -> Scores:
+def read_predictions(path: str | Path) -> Predictions:
     """Read what `write_predictions` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no Parquet file, has other columns, or rows that are missing, repeated or out of order, labels
-            outside the classes, or logits that are not finite.
+        ValueError: it is no Parquet file, has other columns, does not say what was scored, or has rows that are
+            missing, repeated or out of order, labels outside the classes, or logits that are not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -72,4 +113,18 @@ def read_predictions(path: str | Path) -> Scores:
     wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(wrong):
         raise ValueError(f"{path} has logits that are not finite in row {wrong[0]}; {_EXPECTED}")
-    return Scores(logits=torch.tensor(logits), labels=torch.tensor(labels))
+    scores = Scores(logits=torch.tensor(logits), labels=torch.tensor(labels))
+    return Predictions(scores, **_read_about(path, table.schema.metadata or {}, size))
+
+
+def _read_about(path: Path, metadata: dict[bytes, bytes], size: int) -> dict[str, Any]:
+    """Return names, data, split and fingerprint from the metadata of the file."""
+    try:
+        about = json.loads(metadata.get(_KEY, b"null"))
+    except ValueError:
+        about = None
+    about = about if isinstance(about, dict) else {}
+    names, words = about.get("label_names", []), [about.get(name) for name in _ABOUT[1:]]
+    if not isinstance(names, list) or len(names) != size or not all(isinstance(word, str) for word in names + words):
+        raise ValueError(f"{path} does not say what was scored, in its metadata {_KEY.decode()!r}; {_EXPECTED}")
+    return {"label_names": tuple(names), **{name: about[name] for name in _ABOUT[1:]}}

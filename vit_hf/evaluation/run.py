@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from ..checkpoints.load import load_model
 from ..data.loading import build_evaluation_loader
 from ..data.pictures import DataFields, num_rows, open_pictures
+from ..data.sources import fingerprint
 from .analysis import analyse
-from .predictions import PREDICTIONS, write_predictions
+from .predictions import PREDICTIONS, Predictions, write_predictions
 from .scoring import Scores, align_labels, score
 
 
@@ -83,7 +84,8 @@ def evaluate(
         return None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_predictions(folder / PREDICTIONS, scores)
+        sha256 = fingerprint(rows, **pictures.columns)
+        write_predictions(folder / PREDICTIONS, Predictions(scores, model_names, pictures.source.name, name, sha256))
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 

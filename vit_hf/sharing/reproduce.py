@@ -78,7 +78,7 @@ def reproduce(repo_or_folder: str | Path, *, data: str | None = None, revision: 
 
 def _reproduce(folder: Path, data: str | None) -> Reproduction:
     results, recipe = _read_results(folder), Recipe.from_yaml(_existing(folder / "recipe.yaml"))
-    stored = read_predictions(folder / PREDICTIONS) if recipe.task == "classification" else None
+    stored = read_predictions(folder / PREDICTIONS).scores if recipe.task == "classification" else None
     pictures = open_pictures(_find_data(recipe, results, data).data)
     checks = [*_check_files(folder), *_check_records(folder, results, recipe)]
     if stored is not None:

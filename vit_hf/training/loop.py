@@ -22,7 +22,7 @@ import torch
 
 from ..data.pictures import num_rows
 from ..evaluation.analysis import analyse
-from ..evaluation.predictions import PREDICTIONS, write_predictions
+from ..evaluation.predictions import PREDICTIONS, Predictions, write_predictions
 from ..evaluation.scoring import Scores
 from ..inspection.plots import plot_learning_curves
 from .checkpoint import best_folder, read_weights, resume_command
@@ -255,7 +255,8 @@ def _finish(run: Session) -> TrainResult:
         if not math.isinf(run.plan.steps_per_epoch):  # a streamed set has no epochs to draw over
             plot_learning_curves(run.rows, run.path / "learning_curves.png")
         if isinstance(scores, Scores):
-            run.folder.write_file(PREDICTIONS, lambda path: write_predictions(path, scores))
+            predictions = Predictions.of_run(scores, run.pictures.source.label_names, results)
+            run.folder.write_file(PREDICTIONS, lambda path: write_predictions(path, predictions))
         run.folder.write_json("results.json", results)
     run.accelerator.wait_for_everyone()
     return TrainResult(run.path, results, run.accelerator.is_main_process)

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..data.pictures import Pictures, Split, num_rows, open_pictures
 from ..evaluation.analysis import analyse
-from ..evaluation.predictions import PREDICTIONS, write_predictions
+from ..evaluation.predictions import PREDICTIONS, Predictions, write_predictions
 from ..evaluation.scoring import Scores, score
 from ..inspection.plots import plot_learning_curves
 from ..modeling_vit_hf import VitHfForImageClassification
@@ -184,7 +184,8 @@ def _run(recipe: Recipe, path: Path, resume: str | Path | None, quiet: bool) -> 
         trainer.accelerator.wait_for_everyone()
         results, scores = _results(trainer, recipe, pictures, path, record)
         if folder is not None:
-            folder.write_file(PREDICTIONS, lambda place: write_predictions(place, scores))
+            predictions = Predictions.of_run(scores, pictures.source.label_names, results)
+            folder.write_file(PREDICTIONS, lambda place: write_predictions(place, predictions))
             rows = evaluation_rows(trainer.state.log_history)
             folder.write_metrics(rows)
             if not math.isinf(trainer.steps_per_epoch):  # a streamed set has no epochs to draw over
