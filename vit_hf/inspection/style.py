@@ -66,6 +66,14 @@ def add_legend(ax: Axes, *, theme: Theme = LIGHT, **options) -> None:
     ax.legend(fontsize=FONT_SIZE - 1, frameon=False, labelcolor=theme.ink, **options)
 
 
+def add_colorbar(figure: Figure, mappable, ax: Axes, name: str, *, theme: Theme = LIGHT, **options) -> None:
+    """Add the scale of colours beside an axes, named with its unit; options as of matplotlib's `colorbar`."""
+    bar = figure.colorbar(mappable, ax=ax, **options)
+    bar.set_label(name, fontsize=FONT_SIZE, color=theme.ink)
+    bar.ax.tick_params(labelsize=FONT_SIZE - 1, colors=theme.grey, labelcolor=theme.ink, length=3)
+    bar.outline.set_edgecolor(theme.grey)  # type: ignore[operator]
+
+
 def shortened(text: str, inches: float, *, weight: str = "normal") -> str:
     """Return text on one line, cut with an ellipsis to a width in inches at the font size of this module."""
     line = " ".join(str(text).split())[:200]
