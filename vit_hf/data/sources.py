@@ -36,7 +36,7 @@ from .image_folder import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES, load_image_
 from .images import SUFFIXES
 from .splits import fingerprint, split_off
 
-__all__ = ["ImageSource", "fingerprint", "load_source", "split_off"]
+__all__ = ["ImageSource", "fingerprint", "load_source", "read_source", "split_off"]
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,18 @@ def load_source(
         ConnectionError: the Hub is needed and cannot be reached, or an offline switch is set.
         ValueError: the data is not what it should be: columns, labels, splits, damaged files.
     """
+    found = read_source(source, config_name=config_name, revision=revision, streaming=streaming)
+    with progress_bars_on_terminals_only():
+        return _finish(found, image_column=image_column, label_column=label_column, streaming=streaming)
+
+
+def read_source(
+    source: str | Path, *, config_name: str | None = None, revision: str | None = None, streaming: bool = False
+) -> ImageSource:
+    """Read all splits as they are, for data whose labels are still to be made: columns neither found nor checked.
+
+    Arguments and errors as in `load_source`. The result's image and label columns and label names are empty.
+    """
     kind, name, path = _identify(source)
     if config_name is not None and kind not in ("hub", "parquet"):
         raise ValueError(f"{name}: there is no config {config_name!r} in a {kind} source; drop --data.config_name")
@@ -156,17 +168,16 @@ def load_source(
             splits = _load_parquet(path, config_name=config_name, streaming=streaming)
         else:
             splits, commit = load_hub(name, config_name=config_name, revision=revision, streaming=streaming)
-        found = ImageSource(
-            name=name,
-            kind=kind,
-            splits=splits,
-            image_column="",
-            label_column="",
-            label_names=(),
-            unlabelled=unlabelled,
-            revision=commit,
-        )
-        return _finish(found, image_column=image_column, label_column=label_column, streaming=streaming)
+    return ImageSource(
+        name=name,
+        kind=kind,
+        splits=splits,
+        image_column="",
+        label_column="",
+        label_names=(),
+        unlabelled=unlabelled,
+        revision=commit,
+    )
 
 
 def _identify(source: str | Path) -> tuple[Kind, str, Path]:

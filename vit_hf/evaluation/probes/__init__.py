@@ -1,0 +1,1 @@
+"""What frozen features are worth: few-shot least squares, nearest neighbours, logistic regression, VTAB-1k."""
