@@ -243,19 +243,42 @@ def evaluation_loader(split, processor, *, workers=0):
 def test_evaluation_gives_every_row_once_in_order_as_the_processor_makes_it(split, processor, streamed, workers):
     given = split.to_iterable_dataset() if streamed else split
     batches = list(evaluation_loader(given, processor, workers=workers))
-    assert [len(batch["rows"]) for batch in batches] == [8, 8, 6]
-    assert torch.cat([batch["rows"] for batch in batches]).tolist() == list(range(22))
-    assert torch.cat([batch["labels"] for batch in batches]).tolist() == split["label"][:]
+    assert [len(batch["rows"]) for batch in batches] == [8, 8, 8]
+    assert torch.cat([batch["rows"] for batch in batches]).tolist() == [*range(22), 21, 21]  # the last one fills up
+    assert torch.cat([batch["labels"] for batch in batches])[:22].tolist() == split["label"][:]
     decoded = [read_image(sample["image"], where="test") for sample in split]
     expected = processor(decoded, return_tensors="pt")["pixel_values"]
-    assert torch.equal(torch.cat([batch["pixel_values"] for batch in batches]), expected)
+    found = torch.cat([batch["pixel_values"] for batch in batches])
+    assert torch.equal(found[:22], expected)
+    assert torch.equal(found[22:], expected[[21, 21]])
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("rows", "batches"), [(1, 1), (7, 1), (8, 1), (9, 2)])
+def test_evaluation_batches_are_always_full_and_none_is_needless(processor, streamed, rows, batches):
+    split = pictures(rows)
+    found = list(evaluation_loader(split.to_iterable_dataset() if streamed else split, processor))
+    assert [len(batch["rows"]) for batch in found] == [8] * batches
+    assert torch.cat([batch["rows"] for batch in found]).unique().tolist() == list(range(rows))
+
+
+def test_a_picture_that_fills_up_a_batch_is_decoded_once(processor, monkeypatch):
+    decoded = []
+
+    def count(image, *, where):
+        decoded.append(where)
+        return read_image(image, where=where)
+
+    monkeypatch.setattr("vit_hf.data.loading.read_image", count)
+    list(evaluation_loader(pictures(9), processor))
+    assert decoded == [f"row {row} of split test" for row in range(9)]
 
 
 def test_evaluation_accepts_pictures_of_several_modes_and_sizes(processor):
     buffer = io.BytesIO()
     PIL.Image.new("LA", (30, 5), (90, 128)).save(buffer, format="PNG")
     batch = next(iter(evaluation_loader(pictures(4, row_2=buffer.getvalue()), processor)))
-    assert batch["pixel_values"].shape == (4, 3, 8, 8)
+    assert batch["pixel_values"].shape == (8, 3, 8, 8)
 
 
 @pytest.mark.parametrize(("streamed", "place"), [(False, "row 3 of split test"), (True, "sample 3 of split test")])

@@ -6,6 +6,9 @@ stream, epoch after epoch, cut into steps of `batch_size`: each sample comes onc
 
 Accelerate splits each batch over the processes (`split_batches=True`), so a global batch holds the same samples for any
 number of processes.
+
+What a kernel gives for a picture can depend, in the last bit, on the number of pictures beside it. So a split that is
+scored comes in full batches only, its last row repeated to fill the last one; whoever scores counts each row once.
 """
 
 import hashlib
@@ -188,6 +191,26 @@ class TrainCollator:
         return batch if self.draw is None else {**batch, **self.draw(positions, height, width)}
 
 
+class FullBatches:
+    """Batches of row numbers, each row in its place, the last one repeated until the last batch is full.
+
+    Args:
+        num_rows: rows of the split.
+        batch_size: rows a batch.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int):
+        self.num_rows, self.batch_size = num_rows, batch_size
+        self.drop_last = False  # Accelerate reads it: every process gets as many batches, if need be from the start
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, self.num_rows, self.batch_size):
+            yield [min(row, self.num_rows - 1) for row in range(start, start + self.batch_size)]
+
+
 class EvaluationRows(TorchDataset):
     """A split in its own order; items are decoded pictures that the collator hands to the image processor."""
 
@@ -202,14 +225,28 @@ class EvaluationRows(TorchDataset):
         picture = read_image(self.images[row][self.image_column], where=f"row {row} of split {self.name}")
         return {"image": to_rgb(picture), "labels": self.labels[row], "rows": row}
 
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        """Return the items of a batch; a row that fills it up is decoded once."""
+        items = {row: self[row] for row in dict.fromkeys(rows)}
+        return [items[row] for row in rows]
+
 
 class EvaluationStream(TorchIterableDataset):
-    """A streamed split, once; items as in `EvaluationRows`."""
+    """A streamed split, once, its last sample repeated to fill the last batch; items as in `EvaluationRows`."""
 
-    def __init__(self, split: IterableDataset, image_column: str, label_column: str, name: str):
+    def __init__(self, split: IterableDataset, image_column: str, label_column: str, name: str, batch_size: int):
         self.split, self.image_column, self.label_column, self.name = split, image_column, label_column, name
+        self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        item, count = None, 0
+        for item in self._items():
+            count += 1
+            yield item
+        if item is not None:
+            yield from [item] * (-count % self.batch_size)
+
+    def _items(self) -> Iterator[dict[str, Any]]:
         for row, sample in enumerate(self.split):
             where = f"sample {row} of split {self.name}"
             label = _checked_label(sample[self.label_column], self.split, self.label_column, where)
@@ -218,14 +255,18 @@ class EvaluationStream(TorchIterableDataset):
 
 
 class EvaluationCollator:
-    """Stack samples; the pictures go through the model's own image processor."""
+    """Stack samples; the pictures go through the model's own image processor, or what stands in for it."""
 
-    def __init__(self, processor: VitHfImageProcessor):
-        self.processor = processor
+    def __init__(self, processor: VitHfImageProcessor, to_pixels: Callable[[list[Any]], Any] | None = None):
+        self.processor, self.to_pixels = processor, to_pixels
 
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return `pixel_values` (B, C, H, W) float32, `labels` and `rows` (B,) int64."""
-        pixels = self.processor([sample["image"] for sample in samples], return_tensors="pt")["pixel_values"]
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return `pixel_values`, float32 (B, C, H, W) or what was asked for, `labels` and `rows` (B,) int64."""
+        pictures = [sample["image"] for sample in samples]
+        if self.to_pixels is not None:
+            pixels = self.to_pixels(pictures)
+        else:
+            pixels = self.processor(pictures, return_tensors="pt")["pixel_values"]
         numbers = {name: torch.tensor([sample[name] for sample in samples]) for name in ("labels", "rows")}
         return {"pixel_values": pixels, **numbers}
 
@@ -304,18 +345,30 @@ def build_evaluation_loader(
     processor: VitHfImageProcessor,
     batch_size: int,
     workers: int,
+    to_pixels: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader:
-    """Return the loader of a split in its own order, once; batches as in `build_train_loader`."""
-    dataset: TorchDataset
+    """Return the loader of a split in its own order, once, in full batches; the last row fills up the last one.
+
+    Args:
+        split: any.
+        image_column: of the split.
+        label_column: of the split.
+        name: of the split, for errors.
+        processor: turns pictures into `pixel_values`.
+        batch_size: pictures a batch, and where Accelerate splits batches of all processes together.
+        workers: processes that decode; none for a streamed split.
+        to_pixels: from RGB pictures to a tensor, or a list of tensors, (B, ...), in place of the processor.
+
+    Returns:
+        Batches as in `build_train_loader`.
+    """
+    collate, pin = EvaluationCollator(processor, to_pixels), torch.cuda.is_available()
     if isinstance(split, IterableDataset):
-        dataset, workers = EvaluationStream(split, image_column, label_column, name), 0
-    else:
-        dataset = EvaluationRows(split, image_column, label_column, name)
-    collate = EvaluationCollator(processor)
-    pin = torch.cuda.is_available()
+        stream = EvaluationStream(split, image_column, label_column, name, batch_size)
+        return DataLoader(stream, batch_size, collate_fn=collate, pin_memory=pin)
     return DataLoader(
-        dataset,
-        batch_size=batch_size,
+        EvaluationRows(split, image_column, label_column, name),
+        batch_sampler=FullBatches(len(split), batch_size),
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin,
