@@ -2,8 +2,9 @@
 
 A row a sample, in the split's order: `row` (int64, from 0), `label` (int64) and `logits` (a fixed list of L float32).
 Any tool that reads Parquet reads it. Nothing is rounded: what is read equals what was written, bit for bit. The file's
-own metadata say what was scored, under the key "vit_hf": the names of the classes, the data, the split, and the split's
-fingerprint, by which two files are known to be of the same pictures.
+own metadata say what was scored, under the key "vit_hf": the names of the classes, the data, the split, the split's
+fingerprint, by which two files are known to be of the same pictures, and the views of a picture, if there were others
+than the plain one: of several, `logits` are the logarithms of the mean probabilities.
 """
 
 import json
@@ -39,6 +40,8 @@ class Predictions:
     """Name of the split."""
     sha256: str
     """Fingerprint of the split, as `vit_hf.data.sources.fingerprint` gives it; "streaming" for a streamed one."""
+    views: dict[str, Any] | None = None
+    """What `Views.describe` says of other views than one plain one at the model's own image size."""
 
     @classmethod
     def of_run(cls, scores: Scores, label_names: Sequence[str], results: Mapping[str, Any]) -> "Predictions":
@@ -69,7 +72,7 @@ def write_predictions(path: str | Path, predictions: Predictions) -> None:
         "label": pa.array(labels),
         "logits": pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), logits.shape[1]),
     }
-    about = {name: getattr(predictions, name) for name in _ABOUT}
+    about = {name: getattr(predictions, name) for name in (*_ABOUT, "views")}
     table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about)})
     pq.write_table(table, path, compression="zstd", use_dictionary=False)
 
@@ -118,7 +121,7 @@ def read_predictions(path: str | Path) -> Predictions:
 
 
 def _read_about(path: Path, metadata: dict[bytes, bytes], size: int) -> dict[str, Any]:
-    """Return names, data, split and fingerprint from the metadata of the file."""
+    """Return names, data, split, fingerprint and views from the metadata of the file."""
     try:
         about = json.loads(metadata.get(_KEY, b"null"))
     except ValueError:
@@ -127,4 +130,5 @@ def _read_about(path: Path, metadata: dict[bytes, bytes], size: int) -> dict[str
     names, words = about.get("label_names", []), [about.get(name) for name in _ABOUT[1:]]
     if not isinstance(names, list) or len(names) != size or not all(isinstance(word, str) for word in names + words):
         raise ValueError(f"{path} does not say what was scored, in its metadata {_KEY.decode()!r}; {_EXPECTED}")
-    return {"label_names": tuple(names), **{name: about[name] for name in _ABOUT[1:]}}
+    known = {name: about[name] for name in _ABOUT[1:]}
+    return {"label_names": tuple(names), **known, "views": about.get("views")}  # files of earlier versions have none
