@@ -105,9 +105,17 @@ def _unusual(config: VitHfConfig) -> str:
 
 
 def _shortened(run: Records) -> str:
-    """Return a warning where the run had fewer pictures than there are or fewer steps than its recipe has, else ""."""
-    if run.results is None or run.recipe is None:
+    """Return a warning where the run was shortened, else ""."""
+    reasons = shortened_by(run)
+    if not reasons:
         return ""
+    return f"> A shortened run ({'; '.join(reasons)}): its scores say nothing about the full recipe.\n\n"
+
+
+def shortened_by(run: Records) -> list[str]:
+    """Say in what the run had fewer pictures than there are or fewer steps than its recipe has."""
+    if run.results is None or run.recipe is None:
+        return []
     data, reasons = run.recipe["data"], []
     if data["max_train_images"]:
         reasons.append(f"trained on at most {data['max_train_images']:,} pictures")
@@ -119,9 +127,7 @@ def _shortened(run: Records) -> str:
         done = run.results[unit] or 0
         if done < 0.99 * planned:  # steps are whole, epochs not quite
             reasons.append(f"{round(done, 1):,} of the recipe's {planned:,} {unit}")
-    if not reasons:
-        return ""
-    return f"> A shortened run ({'; '.join(reasons)}): its scores say nothing about the full recipe.\n\n"
+    return reasons
 
 
 def use_section(run: Records, repo: str | None) -> str:
@@ -187,6 +193,13 @@ def preprocessing_section(run: Records) -> str:
     title, settings = "## Preprocessing\n\n", run.preprocessing
     if settings is None:
         return f"{title}Not recorded: there is no preprocessor_config.json."
+    same = " The scores above were measured with it." if run.results is not None else ""
+    steps = "; ".join(preprocessing_steps(settings))
+    return f"{title}A picture is {steps}. The image processor beside the weights does this.{same}"
+
+
+def preprocessing_steps(settings: dict[str, Any]) -> list[str]:
+    """Say what an image processor with these settings does, step by step."""
     steps = []
     if settings.get("do_convert_rgb", True):
         steps.append("turned upright and into RGB (transparency over white)")
@@ -201,8 +214,7 @@ def preprocessing_section(run: Records) -> str:
     if settings.get("do_normalize", True):
         mean, std = (", ".join(f"{value:g}" for value in settings[f"image_{which}"]) for which in ("mean", "std"))
         steps.append(f"less the mean ({mean}), over the standard deviation ({std}) of each channel")
-    same = " The scores above were measured with it." if run.results is not None else ""
-    return f"{title}A picture is {'; '.join(steps)}. The image processor beside the weights does this.{same}"
+    return steps
 
 
 def _extent(size: dict[str, int]) -> str:
