@@ -73,8 +73,11 @@ def open_task(task: VtabTask, data: str | Path | None = None) -> VtabData:
     first = next(iter(splits.values()))
     rule = _find_rule(task, first, where=source.name)
     image_column = find_image_column(first.features, where=source.name)
-    labelled = {name: _with_labels(split, task, rule, image_column, where=f"{source.name}, split {name}")
-                for name, split in splits.items() if rule.column in split.column_names}  # fmt: skip
+    labelled = {
+        name: _with_labels(split, task, rule, image_column, where=f"{source.name}, split {name}")
+        for name, split in splits.items()
+        if rule.column in split.column_names
+    }
     drawn = not set(PUBLISHED) <= set(labelled)
     parts, differs = {name: split for name, split in labelled.items() if name in PUBLISHED}, list[str]()
     if drawn:
@@ -109,7 +112,7 @@ def probe_task(
             accelerator,
             image_column=data.image_column,
             label_column=LABEL,
-            name=f"vtab {task.name} {name}",
+            name=name,
             batch_size=batch_size,
             cache=cache,
             on_batch=lambda done, total, name=name: on_batch(name, done, total),  # type: ignore[misc]
