@@ -78,6 +78,37 @@ def resample_means(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int 
     return np.concatenate([first @ values, *(count @ values for count in counts)]) / len(values)
 
 
+def resample_classes(
+    values: np.ndarray, labels: np.ndarray, right: np.ndarray, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what `resample_means` does, and from the same resamples the samples of each class and the right ones.
+
+    Args:
+        values: (N, columns), as of `resample_means`.
+        labels: (N,), integer, of K different classes.
+        right: (N,), 1 where a sample counts as right, else 0.
+        resamples: R.
+        seed: of the draws.
+
+    Returns:
+        (R, columns), float64, the means; (R, K), int32, how many samples of each class were drawn, the classes in
+        ascending order; (R, K), int32, how many of them are right.
+    """
+    order = np.argsort(labels, kind="stable")
+    hits = order[right[order] == 1]
+    present, starts = np.unique(labels[order], return_index=True)
+    hit, hit_starts = np.unique(labels[hits], return_index=True)
+    places = np.searchsorted(present, hit)
+    grid, means, drawn, drawn_right = on_grid(values), [], [], []
+    for counts in resample_counts(len(values), resamples=resamples, seed=seed):  # (r, N)
+        means.append(counts @ grid / len(values))
+        drawn.append(np.add.reduceat(counts[:, order], starts, axis=1).astype(np.int32))
+        drawn_right.append(np.zeros_like(drawn[-1]))
+        if len(hits):
+            drawn_right[-1][:, places] = np.add.reduceat(counts[:, hits], hit_starts, axis=1)
+    return np.concatenate(means), np.concatenate(drawn), np.concatenate(drawn_right)
+
+
 def percentile_interval(estimates: np.ndarray, *, confidence: float = CONFIDENCE) -> np.ndarray:
     """Return the interval that holds the middle share of the resamples.
 
@@ -92,4 +123,13 @@ def percentile_interval(estimates: np.ndarray, *, confidence: float = CONFIDENCE
     return quantile(estimates, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
 
 
-__all__ = ["CONFIDENCE", "RESAMPLES", "SEED", "on_grid", "percentile_interval", "resample_counts", "resample_means"]
+__all__ = [
+    "CONFIDENCE",
+    "RESAMPLES",
+    "SEED",
+    "on_grid",
+    "percentile_interval",
+    "resample_classes",
+    "resample_counts",
+    "resample_means",
+]

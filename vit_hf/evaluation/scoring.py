@@ -3,12 +3,12 @@
 Shapes: N samples of the split, B batch, L classes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import PIL.Image
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
 from ..modeling_vit_hf import VitHfForImageClassification
 from .metrics import load_metrics
+from .metrics.samples import probability_figures
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,8 @@ class Scores:
 
     def measure(self) -> dict[str, float]:
         """Return top1 and top5 (fractions), loss (mean cross-entropy in nats) and n."""
-        metrics = load_metrics()
-        found = metrics.compute(predictions=self.logits.numpy(), references=self.labels.numpy())
-        loss = F.cross_entropy(self.logits.double(), self.labels).item()
+        found = load_metrics().compute(predictions=self.logits, references=self.labels)
+        loss = math.fsum(probability_figures(self.logits, self.labels)[0].tolist()) / len(self.labels)
         return {"top1": float(found["top1"]), "top5": float(found["top5"]), "loss": loss, "n": len(self.labels)}
 
 
