@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, VitHfImageProcessor, VitHfImageProcessorPil
-from vit_hf.inspection.attention import attention_map, lay_over, model_view, probe_attention, rollout
+from vit_hf.inspection.attention import attention_map, head_maps, lay_over, model_view, probe_attention, rollout
 
 POOLINGS = ("cls", "gap", "map")
 
@@ -89,6 +89,41 @@ def test_rollout_multiplies_the_later_block_from_the_left():
     torch.testing.assert_close(rollout([third, second]), expected)
 
 
+def test_rollout_of_a_model_of_two_blocks_is_the_product_worked_out_by_hand(tiny, monkeypatch):
+    """One row of two patches behind the class token; attention is put in by hand, two heads a block.
+
+    Block 1, head means:        (A + I)/2:
+        [.50 .30 .20]           [.75 .15 .10]
+        [.20 .60 .20]           [.10 .80 .10]
+        [.00 .40 .60]           [.00 .20 .80]
+    Block 2, class row only:    (A + I)/2, class row:
+        [.10 .60 .30]           [.55 .30 .15]
+    Class row of the product:   .55 [.75 .15 .10] + .30 [.10 .80 .10] + .15 [.00 .20 .80]
+        token 1: .0825 + .24 + .03 = .3525;  token 2: .055 + .03 + .12 = .205
+    Patches alone, made to sum to 1: .3525/.5575, .205/.5575
+    """
+    config = tiny(image_size=[4, 16], num_hidden_layers=2, num_attention_heads=2)
+    model = VitHfForImageClassification(config).eval()
+    first = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.6, 0.2], [0.0, 0.4, 0.6]])
+    second = torch.tensor([[0.1, 0.6, 0.3], [0.2, 0.6, 0.2], [0.3, 0.3, 0.4]])
+    shift = torch.tensor([[0.1, -0.1, 0.0], [0.1, -0.1, 0.0], [0.0, 0.1, -0.1]])
+    blocks = [torch.stack([block + shift, block - shift])[None] for block in (first, second)]  # (1, A, N, N)
+    run = type(model.vit).forward
+
+    def with_attention(self, *arguments, **options):
+        outputs = run(self, *arguments, **options)
+        outputs.attentions = tuple(blocks)
+        return outputs
+
+    monkeypatch.setattr(type(model.vit), "forward", with_attention)
+    found = attention_map(model, torch.zeros(1, 3, 4, 16), method="rollout")
+    torch.testing.assert_close(found, torch.tensor([[[0.3525 / 0.5575, 0.205 / 0.5575]]]))
+    last = attention_map(model, torch.zeros(1, 3, 4, 16))
+    torch.testing.assert_close(last, torch.tensor([[[0.6 / 0.9, 0.3 / 0.9]]]))
+    heads = head_maps(model, torch.zeros(1, 3, 4, 16))
+    torch.testing.assert_close(heads, torch.tensor([[[[0.5 / 0.8, 0.3 / 0.8]], [[0.7 / 1.0, 0.3 / 1.0]]]]))
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_even_attention_gives_an_even_map_whatever_the_prefix_takes(tiny, pooling):
     model = looks_at_bright_patches(tiny(pooling=pooling, num_register_tokens=5))
@@ -115,18 +150,38 @@ def test_a_distilled_model_counts_both_tokens_that_it_classifies(tiny, randomise
 # ------------------------------------------------------------------------------------------- any model
 @pytest.mark.parametrize("method", ["last", "rollout"])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_maps_sum_to_one_and_are_the_same_with_eager_and_sdpa(tiny, randomise, pooling, method):
+def test_maps_sum_to_one_and_are_the_same_with_every_backend(tiny, randomise, pooling, method):
     model = randomise(VitHfForImageClassification(tiny(pooling=pooling, num_register_tokens=2)))
     images = torch.randn(3, 3, 16, 24)
     maps = []
-    for backend in ("eager", "sdpa"):
+    for backend in ("eager", "sdpa", "flex_attention"):
         model.set_attn_implementation(backend)
         maps.append(attention_map(model, images, method=method))
     assert maps[0].shape == (3, 4, 3)
     assert (maps[0] >= 0).all()
     torch.testing.assert_close(maps[0].sum(dim=(1, 2)), torch.ones(3))
-    torch.testing.assert_close(maps[0], maps[1], atol=1e-6, rtol=1e-5)
+    for other in maps[1:]:
+        torch.testing.assert_close(maps[0], other, atol=1e-6, rtol=1e-5)
     assert (maps[0][0] - maps[0][1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_map_of_a_head_is_its_own_row_of_the_last_step(tiny, randomise, pooling):
+    model = randomise(VitHfForImageClassification(tiny(pooling=pooling, num_register_tokens=2)))
+    images = torch.randn(2, 3, 16, 24)
+    outputs = model.vit(images, output_attentions=True)
+    prefix = model.config.num_prefix_tokens
+    found = head_maps(model, images)
+    assert found.shape == (2, 4, 4, 3)
+    for image in range(2):
+        for head in range(4):
+            weights = outputs.attentions[-1][image, head].detach()
+            if pooling == "map":
+                tokens = outputs.last_hidden_state[image : image + 1, prefix:]
+                row = probe_attention(model.vit.pooler.attention_pooling, tokens)[0, head].detach()
+            else:
+                row = weights[0, prefix:] if pooling == "cls" else weights[prefix:, prefix:].mean(dim=0)
+            torch.testing.assert_close(found[image, head].flatten(), row / row.sum(), atol=1e-6, rtol=1e-5)
 
 
 def test_the_maps_of_a_batch_are_those_of_its_images(tiny, randomise):
@@ -167,6 +222,8 @@ def test_what_has_no_map_says_so(tiny):
     images = torch.zeros(1, 3, 16, 24)
     with pytest.raises(ValueError, match="VitHfForMaskedImageModeling pools nothing"):
         attention_map(VitHfForMaskedImageModeling(tiny()), images)
+    with pytest.raises(ValueError, match="VitHfForMaskedImageModeling pools nothing"):
+        head_maps(VitHfForMaskedImageModeling(tiny()), images)
     with pytest.raises(ValueError, match="method is 'first'; expected 'last' or 'rollout'"):
         attention_map(VitHfForImageClassification(tiny()), images, method="first")
 

@@ -16,15 +16,18 @@ decides: MLPs, values and signs are left out.
 Shapes: B batch, C channels, H x W pixels, h x w patch grid, N tokens (prefix P, then h*w patches), A heads, K head dim.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..configuration_vit_hf import VitHfConfig
 from ..image_processing_vit_hf import VitHfImageProcessor, VitHfImageProcessorPil
-from ..modeling_vit_hf import VitHfAttentionPooling, VitHfForImageClassification, VitHfModel
+from ..modeling_vit_hf import VitHfAttentionPooling, VitHfForImageClassification, VitHfModel, VitHfPooler
 from .style import COLORMAP
 
 Method = Literal["last", "rollout"]
@@ -52,29 +55,75 @@ def attention_map(
     """
     if method not in ("last", "rollout"):
         raise ValueError(f"method is {method!r}; expected 'last' or 'rollout'")
-    encoder, config = model.encoder, model.config
+    encoder, outputs = _run(model, pixel_values)
+    config = model.config
+    if method == "last":
+        weights = _last_step(encoder, outputs).mean(dim=1)  # (B, N)
+    else:
+        attentions = [heads.float().mean(dim=1) for heads in cast(tuple, outputs.attentions)]  # layers of (B, N, N)
+        start = attentions[0].new_zeros(attentions[0].shape[:2])  # (B, N), of the pooled vector on the last tokens
+        if config.pooling == "map":
+            start = _last_step(encoder, outputs).mean(dim=1)
+        else:
+            start[:, _rows(config)] = 1
+            start = start / start.sum(dim=1, keepdim=True)
+        weights = (start[:, None] @ rollout(attentions))[:, 0]
+    return _shares(weights, config)
+
+
+@torch.no_grad()
+def head_maps(model: VitHfForImageClassification | VitHfModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Return how much each patch weighs in the last step, head by head: those of the last block, or of the probe.
+
+    Args:
+        model: in evaluation mode; any attention backend.
+        pixel_values: (B, C, H, W), float, as the image processor gives it.
+
+    Returns:
+        (B, A, h, w), float32 on the CPU, at least 0, each head of each image summing to 1. A head that gives nothing to
+        patches is even.
+
+    Raises:
+        ValueError: a model without pooling.
+    """
+    encoder, outputs = _run(model, pixel_values)
+    return _shares(_last_step(encoder, outputs), model.config)
+
+
+def _run(
+    model: VitHfForImageClassification | VitHfModel, pixel_values: torch.Tensor
+) -> tuple[VitHfModel, BaseModelOutputWithPooling]:
+    """Encode images with their attention; ValueError for a model that pools nothing."""
+    encoder = model.encoder
     if encoder.pooler is None:
         raise ValueError(f"{type(model).__name__} pools nothing, so no patch has a weight; give a classifier")
-    outputs = encoder(pixel_values.to(model.device), output_attentions=True, return_dict=True)
-    attentions = [heads.float().mean(dim=1) for heads in outputs.attentions]  # layers of (B, N, N)
-    batch, tokens, _ = attentions[-1].shape
-    prefix = config.num_prefix_tokens
-    weights = attentions[-1].new_zeros(batch, 1, tokens)  # (B, 1, N), of the pooled vector on the last tokens
+    return encoder, encoder(pixel_values.to(model.device), output_attentions=True, return_dict=True)
+
+
+def _rows(config: VitHfConfig) -> slice:
+    """Return the tokens after the last block that are averaged into the pooled vector."""
     if config.pooling == "cls":
-        weights[..., : 2 if config.distilled else 1] = 1 / (2 if config.distilled else 1)
-    elif encoder.pooler.attention_pooling is None:
-        weights[..., prefix:] = 1 / (tokens - prefix)
-    else:
-        probe = probe_attention(encoder.pooler.attention_pooling, outputs.last_hidden_state[:, prefix:])
-        weights[..., prefix:] = probe.float().mean(dim=1, keepdim=True)
-    if method == "rollout":
-        weights = weights @ rollout(attentions)  # (B, 1, N)
-    elif config.pooling != "map":
-        weights = weights @ attentions[-1]
-    patches = weights[:, 0, prefix:]  # (B, h*w)
-    total = patches.sum(dim=1, keepdim=True)
-    shares = torch.where(total > 0, patches / total, torch.full_like(patches, 1 / patches.shape[1]))
-    return shares.unflatten(1, config.grid_hw).cpu()  # (B, h, w)
+        return slice(0, 2 if config.distilled else 1)
+    return slice(config.num_prefix_tokens, None)
+
+
+def _last_step(encoder: VitHfModel, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
+    """Return the weights of the tokens in the last step by head, (B, A, N), float32; of the prefix 0 for a probe."""
+    config, last = encoder.config, cast(tuple, outputs.attentions)[-1]
+    pooling = cast(VitHfPooler, encoder.pooler).attention_pooling
+    if pooling is None:
+        return last[:, :, _rows(config)].float().mean(dim=2)
+    prefix = config.num_prefix_tokens
+    probe = probe_attention(pooling, cast(torch.Tensor, outputs.last_hidden_state)[:, prefix:])  # (B, A, h*w)
+    return F.pad(probe.float(), (prefix, 0))
+
+
+def _shares(weights: torch.Tensor, config: VitHfConfig) -> torch.Tensor:
+    """Turn weights of tokens (..., N) into shares of the patches (..., h, w) that sum to 1; even where all are 0."""
+    patches = weights[..., config.num_prefix_tokens :]  # (..., h*w)
+    total = patches.sum(dim=-1, keepdim=True)
+    shares = torch.where(total > 0, patches / total, torch.full_like(patches, 1 / patches.shape[-1]))
+    return shares.unflatten(-1, config.grid_hw).cpu()
 
 
 def rollout(attentions: list[torch.Tensor]) -> torch.Tensor:
@@ -166,4 +215,4 @@ def enlarged(view: Image.Image) -> Image.Image:
     return view.resize((view.width * times, view.height * times), Image.Resampling.NEAREST)
 
 
-__all__ = ["attention_map", "enlarged", "lay_over", "model_view", "probe_attention", "rollout"]
+__all__ = ["attention_map", "enlarged", "head_maps", "lay_over", "model_view", "probe_attention", "rollout"]

@@ -84,7 +84,9 @@ def draw_attention_distance(model: VitHfPreTrainedModel, distances: torch.Tensor
     ax.scatter(places, heads.flatten(), s=18, color=SKY, edgecolors=BLUE, linewidths=0.6, label="one head", zorder=3)
     ax.plot(blocks, heads.mean(dim=1), "-", color=VERMILION, linewidth=1.2, label="mean of the heads")
     style_axes(ax, "block (depth)", "mean attention distance (px)", theme=theme)
-    ax.set_ylim(0, 1.25 * max(even, heads.max().item()))  # the legend stands above
+    ax.set_ylim(
+        0, 1.25 * max(even, heads.max().item(), 0.8)
+    )  # the legend stands above; a single patch has no distances
     ax.set_xlim(0.5, len(heads) + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     ax.grid(axis="y", color=theme.pale)
