@@ -114,6 +114,21 @@ def load_model(
     return model, vars(model)["image_processor"]
 
 
+def load_config(path_or_hub_id: str | Path, **config_overrides: Any) -> VitHfConfig:
+    """Return the config of a model; of one of this package, for masked images too, without reading its weights.
+
+    Args:
+        path_or_hub_id: model folder, weights file or Hub id.
+        config_overrides: fields of the config, such as `image_size`.
+
+    Raises:
+        ValueError: the fields do not fit together; or what `load_checkpoint` raises.
+    """
+    if _is_ours(path_or_hub_id):
+        return VitHfConfig.from_pretrained(path_or_hub_id, **config_overrides)
+    return load_checkpoint(path_or_hub_id, **config_overrides).config
+
+
 def _is_ours(path_or_hub_id: str | Path) -> bool:
     """Whether a folder or Hub repo holds a model of this package."""
     if Path(path_or_hub_id).is_file():

@@ -5,31 +5,26 @@ Conventions:
         torch.utils.flop_counter counts them (norms, softmax, GELU and additions count nothing).
         Counted on the meta device, where scaled dot-product attention falls apart into the two products that it is
         (for the fused one of a CPU torch 2.11 counts nothing).
-    Activations: bytes that autograd keeps for the backward pass of one image, measured, not derived:
-        `torch.autograd.graph.saved_tensors_hooks` sees each tensor that a forward pass of fake (storage-less) tensors
-        saves, under bfloat16 autocast with fused attention. Norms compute in float32, as autocast has them on a GPU.
-        Each storage counts once; batches of 3 and of 2 are subtracted, so that weights and their bfloat16 copies drop
-        out. Not in it: dropout masks, temporaries, the allocator's rounding.
+    Activations: bytes that autograd keeps for the backward pass of one image; see `activations`.
     Units: MB and GB are 10^6 and 10^9 bytes.
 
 Shapes: D width, N tokens, L classes; output shapes are those of one image.
 """
 
 import copy
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from rich.console import Group
 from rich.table import Table
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode  # documented, though no public module holds it
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import initialization as init
 
 from ..configuration_vit_hf import VitHfConfig
 from ..modeling_vit_hf import VitHfForImageClassification
-from ..variants import variant
+from .activations import build_empty, kept_bytes, kept_within
 
 
 @dataclass(frozen=True)
@@ -59,6 +54,7 @@ class Layer:
     output_shape: tuple[int, ...]  # of one image
     parameters: int
     flops: int
+    activation_bytes: int  # kept for the backward pass of one image
     count: int = 1
     depth: int = 0  # 1: a part of the row of depth 0 above it
 
@@ -76,7 +72,9 @@ class Summary:
     flops: int  # per image, as the classifier runs: with pooling "cls" the last block computes the class token alone,
     # but for a distilled model, which sees two tokens
     flops_full_last_block: int  # per image, when all tokens pass the last block (features, attention maps)
-    activation_bytes: int  # per image, kept for the backward pass
+    activation_bytes: (
+        int  # per image, kept for the backward pass; the rows of depth 0, times their counts, add up to it
+    )
     layers: tuple[Layer, ...]
 
     @property
@@ -117,7 +115,7 @@ def summarise(config: VitHfConfig) -> Summary:
     config._attn_implementation = "sdpa"
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = config.drop_path_rate = 0.0
     with torch.device("meta"):
-        model = _build(config).eval()
+        model = build_empty(config).eval()
         image = torch.empty(1, config.num_channels, *config.image_hw)
     shapes, flops = _trace(model, image)
     total = flops[""]
@@ -126,6 +124,7 @@ def summarise(config: VitHfConfig) -> Summary:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.classifier(model.vit(image).pooler_output)
         full = counter.get_total_flops()
+    kept = kept_bytes(config)
     return Summary(
         image_hw=config.image_hw,
         patch_hw=config.patch_hw,
@@ -135,15 +134,9 @@ def summarise(config: VitHfConfig) -> Summary:
         parts=_parts(model),
         flops=total,
         flops_full_last_block=full,
-        activation_bytes=_kept_bytes(config, 3) - _kept_bytes(config, 2),
-        layers=_layers(model, shapes, flops),
+        activation_bytes=sum(kept.values()),
+        layers=_layers(model, shapes, flops, kept),
     )
-
-
-def _build(config: VitHfConfig) -> VitHfForImageClassification:
-    """Make the classifier with uninitialised weights, so that no random numbers are drawn."""
-    with init.no_init_weights():
-        return VitHfForImageClassification(config)
 
 
 def _has_shortcut(model: VitHfForImageClassification) -> bool:
@@ -194,81 +187,60 @@ def _trace(model: nn.Module, image: torch.Tensor) -> tuple[dict[str, tuple[int, 
 
 
 def _layers(
-    model: VitHfForImageClassification, shapes: dict[str, tuple[int, ...]], flops: dict[str, int]
+    model: VitHfForImageClassification,
+    shapes: dict[str, tuple[int, ...]],
+    flops: dict[str, int],
+    kept: Counter[str],
 ) -> tuple[Layer, ...]:
     """Make the layer table; the rows of depth 0, times their counts, add up to the whole model."""
     vit = model.vit
-    patches, stem, stem_name = vit.embeddings.patch_embeddings, "ResNet stem", "vit.embeddings.patch_embeddings.stem"
-    parts = _parts(model)
-    rows = []
-    if patches.stem is not None:
-        rows.append(Layer(stem, shapes[stem_name], _count(patches.stem), flops[stem_name]))
-    name = "vit.embeddings.patch_embeddings"
-    projected = flops[name] - flops.get(stem_name, 0)
-    rows.append(Layer("patch projection", shapes[name], _count(patches.projection), projected))
-    rows.append(Layer("tokens and positions", shapes["vit.embeddings"], parts.tokens_and_positions, 0))
+
+    def row(label: str, name: str, *members: str, without: str = "", **options) -> Layer:
+        """Make the row of a module, or of those of its `members` that there are, less a part of it."""
+        members = members or (name,)
+        parameters = _count(*map(model.get_submodule, members))
+        inside, done = sum(kept_within(kept, member) for member in members), flops[name]
+        if without:
+            parameters -= _count(model.get_submodule(without))
+            inside, done = inside - kept_within(kept, without), done - flops[without]
+        return Layer(label, shapes[name], parameters, done, inside, **options)
+
+    def block(label: str, index: int, count: int = 1) -> list[Layer]:
+        """Make the rows of an encoder block and of its two branches, each with its norm and LayerScale."""
+        name = f"vit.layers.{index}"
+        rows = [row(label, name, count=count)]
+        for branch, members in {"attention": ("norm1", "scale1"), "mlp": ("norm2", "scale2")}.items():
+            inner = f"{name}.{branch}"
+            rows.append(row(branch, inner, inner, *(f"{name}.{member}" for member in members), count=count, depth=1))
+        return rows
+
+    embeddings = "vit.embeddings"
+    patches, stem = f"{embeddings}.patch_embeddings", f"{embeddings}.patch_embeddings.stem"
+    has_stem = vit.embeddings.patch_embeddings.stem is not None
+    rows = [row("ResNet stem", stem)] if has_stem else []
+    rows.append(row("patch projection", patches, without=stem if has_stem else ""))
+    rows.append(row("tokens and positions", embeddings, without=patches))
     last = len(vit.layers)
-    if _has_shortcut(model):
-        if last > 1:
-            label = "block 1" if last == 2 else f"blocks 1-{last - 1}, each"
-            rows += _block(vit.layers[0], "vit.layers.0", shapes, flops, label, count=last - 1)
-        name = f"vit.layers.{last - 1}"
-        rows += _block(vit.layers[-1], name, shapes, flops, f"block {last}, class token only", count=1)
-    else:
-        label = "block 1" if last == 1 else f"blocks 1-{last}, each"
-        rows += _block(vit.layers[0], "vit.layers.0", shapes, flops, label, count=last)
+    equal = last - 1 if _has_shortcut(model) else last
+    if equal:
+        rows += block("block 1" if equal == 1 else f"blocks 1-{equal}, each", 0, count=equal)
+    if equal < last:
+        rows += block(f"block {last}, class token only", last - 1)
     if vit.norm is not None:
-        rows.append(Layer("final norm", shapes["vit.norm"], parts.final_norm, 0))
+        rows.append(row("final norm", "vit.norm"))
     pooling = {"cls": "class token", "gap": "mean of the patches", "map": "attention pooling"}[model.config.pooling]
     if model.config.fc_norm:
         pooling += ", norm"
     if model.config.representation_size is not None:
         pooling += ", linear, tanh"
-    rows.append(Layer(pooling, shapes["vit.pooler"], parts.pooling, flops["vit.pooler"]))
-    name = "classifier" if model.distillation_classifier is None else "two classifiers"
-    head_flops = flops["classifier"] + flops.get("distillation_classifier", 0)
-    rows.append(Layer(name, shapes["classifier"], parts.classifier, head_flops))
+    rows.append(row(pooling, "vit.pooler"))
+    if model.distillation_classifier is None:
+        rows.append(row("classifier", "classifier"))
+    else:
+        one, other = row("classifier", "classifier"), row("", "distillation_classifier")
+        both = (one.parameters + other.parameters, one.flops + other.flops)
+        rows.append(Layer("two classifiers", one.output_shape, *both, one.activation_bytes + other.activation_bytes))
     return tuple(rows)
-
-
-def _block(
-    block: nn.Module,
-    name: str,
-    shapes: dict[str, tuple[int, ...]],
-    flops: dict[str, int],
-    label: str,
-    *,
-    count: int,
-) -> list[Layer]:
-    """Make the rows of one encoder block: itself and its two branches, each with its norm and LayerScale."""
-    branches = {"attention": ("norm1", "attention", "scale1"), "mlp": ("norm2", "mlp", "scale2")}
-    rows = [Layer(label, shapes[name], _count(block), flops[name], count)]
-    for branch, members in branches.items():
-        inner, parameters = f"{name}.{branch}", _count(*map(block.get_submodule, members))
-        rows.append(Layer(branch, shapes[inner], parameters, flops[inner], count, depth=1))
-    return rows
-
-
-def _kept_bytes(config: VitHfConfig, batch: int) -> int:
-    """Measure the bytes that a forward pass of `batch` images keeps for the backward pass, weights included."""
-    kept = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage, tensor  # both held, so that no address is used twice
-        return tensor
-
-    with FakeTensorMode(), torch.device("cpu"):
-        model = _build(config).train()
-        for module in model.modules():
-            if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-                module.register_forward_pre_hook(lambda module, args: (args[0].float(),))
-        images = torch.empty(batch, config.num_channels, *config.image_hw)
-        saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with torch.enable_grad(), saving, torch.autocast("cpu", torch.bfloat16):
-            output = model(images)
-        del output
-    return sum(storage.nbytes() for storage, _ in kept.values())
 
 
 def render(summary: Summary, title: str = "") -> Group:
@@ -290,9 +262,9 @@ def _figures(summary: Summary, title: str) -> Table:
     extra = summary.tokens - h * w
     table.add_row("tokens", f"{summary.tokens:,} ({h} x {w} patches{f' + {extra}' if extra else ''})")
     table.add_row("parameters", f"{summary.parameters:,}")
-    table.add_row("forward", f"{summary.flops / 1e9:,.2f} GFLOPs an image (a multiply-add is 2)")
+    table.add_row("forward", f"{_flops(summary.flops)} an image (a multiply-add is 2)")
     if summary.flops_full_last_block != summary.flops:
-        table.add_row("", f"{summary.flops_full_last_block / 1e9:,.2f} GFLOPs with all tokens in the last block")
+        table.add_row("", f"{_flops(summary.flops_full_last_block)} with all tokens in the last block")
     weights = f"{_size(summary.weights_float32_bytes)} in float32, {_size(summary.weights_bfloat16_bytes)} in bfloat16"
     table.add_row("weights", weights)
     table.add_row("training", f"{_size(summary.training_bytes)} for weights, gradients, AdamW's moments")
@@ -302,41 +274,42 @@ def _figures(summary: Summary, title: str) -> Table:
 
 def _layer_table(summary: Summary) -> Table:
     table = Table(box=None, header_style="bold", show_footer=True, footer_style="bold")
-    table.add_column("layer", "total", no_wrap=True)
+    table.add_column("layer", "total")
     table.add_column("output", justify="right", no_wrap=True)
     table.add_column("parameters", f"{summary.parameters:,}", justify="right", no_wrap=True)
-    table.add_column("GFLOPs", f"{summary.flops / 1e9:,.3f}", justify="right", no_wrap=True)
+    small = summary.flops < 1e9
+    flops, unit = (1e6, "MFLOPs") if small else (1e9, "GFLOPs")
+    kept, size = (1e3, "kept, kB") if small else (1e6, "kept, MB")
+    table.add_column(unit, f"{summary.flops / flops:,.3f}", justify="right", no_wrap=True)
+    table.add_column(size, f"{summary.activation_bytes / kept:,.3f}", justify="right", no_wrap=True)
     for layer in summary.layers:
         table.add_row(
             "  " * layer.depth + layer.name,
             " x ".join(f"{size:,}" for size in layer.output_shape),
             f"{layer.parameters:,}" if layer.parameters else "",
-            f"{layer.flops / 1e9:,.3f}" if layer.flops else "",
+            f"{layer.flops / flops:,.3f}" if layer.flops else "",
+            f"{layer.activation_bytes / kept:,.3f}" if layer.activation_bytes else "",
             style="dim" if layer.depth else None,
         )
     return table
 
 
-def compare(names: Sequence[str], **overrides) -> Table:
-    """Return a table of several variants, one a row.
+def compare(configs: Mapping[str, VitHfConfig]) -> Table:
+    """Return a table of several classifiers, one a row.
 
     Args:
-        names: as `variant` takes them, such as "B/16".
-        overrides: config fields for all of them, such as `image_size=384`.
-
-    Raises:
-        ValueError: an unknown name or field, as `variant` has it.
+        configs: what to summarise, by the name that it is shown by.
     """
     table = Table(box=None, header_style="bold")
-    table.add_column("model", no_wrap=True)
+    table.add_column("model", overflow="fold")
     for head in ("parameters, M", "GFLOPs", "tokens", "weights, MB", "training, MB"):
         table.add_column(head, justify="right", no_wrap=True)
-    for name in names:
-        summary = summarise(variant(name, **overrides))
+    for name, config in configs.items():
+        summary = summarise(config)
         table.add_row(
             name,
             f"{summary.parameters / 1e6:,.1f}",
-            f"{summary.flops / 1e9:,.2f}",
+            f"{summary.flops / 1e9:,.3g}" if summary.flops < 1e8 else f"{summary.flops / 1e9:,.2f}",
             f"{summary.tokens:,}",
             f"{summary.weights_float32_bytes / 1e6:,.0f}",
             f"{summary.training_bytes / 1e6:,.0f}",
@@ -344,8 +317,15 @@ def compare(names: Sequence[str], **overrides) -> Table:
     return table
 
 
+def _flops(count: int) -> str:
+    """Write FLOPs in GFLOPs, of a small network in MFLOPs."""
+    return f"{count / 1e9:,.2f} GFLOPs" if count >= 1e9 else f"{count / 1e6:,.2f} MFLOPs"
+
+
 def _size(count: int) -> str:
-    """Write bytes in MB, or in GB from 10 GB on."""
+    """Write bytes in MB, in GB from 10 GB on, in kB below 1 MB."""
+    if count < 1e6:
+        return f"{count / 1e3:,.1f} kB"
     return f"{count / 1e9:,.1f} GB" if count >= 10e9 else f"{count / 1e6:,.1f} MB"
 
 
