@@ -1,22 +1,15 @@
-"""`vit-hf evaluate`, `predict`, `summary`."""
+"""`vit-hf predict`, `summary`."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from .words import Add, positive, say_scores
+from .words import Add, positive
 
 
 def add_commands(add: Add) -> None:
     """Add the commands that run or describe a model."""
-    evaluate = add("evaluate", _evaluate, "Score a model on a split, every picture once.")
-    evaluate.add_argument("model", metavar="MODEL", help="model folder or Hub id")
-    evaluate.add_argument("--data", metavar="SOURCE", help="data to score (default: what a run folder was trained on)")
-    evaluate.add_argument("--split", metavar="NAME", help="split (default: test, else validation)")
-    evaluate.add_argument("--output", metavar="DIR", help="new folder for results.json and predictions.parquet")
-    evaluate.add_argument("--batch-size", type=positive, default=64, metavar="N", help="default: 64")
-
     predict = add("predict", _predict, "Name what pictures show.")
     predict.add_argument("model", metavar="MODEL", help="model folder or Hub id")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
@@ -28,28 +21,6 @@ def add_commands(add: Add) -> None:
     summary.add_argument("variants", nargs="*", metavar="VARIANT", help="such as B/16 or R50+B/16 (default: all)")
     summary.add_argument("--image-size", type=positive, default=224, metavar="N", help="pixels (default: 224)")
     summary.add_argument("--num-labels", type=positive, default=1000, metavar="N", help="classes (default: 1000)")
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from ..evaluation.run import evaluate
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("scoring", total=None)
-        measured = evaluate(
-            options.model,
-            data=options.data,
-            split=options.split,
-            output=options.output,
-            batch_size=options.batch_size,
-            on_batch=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    if measured is not None:
-        print(f"{say_scores(measured)} on {measured['n']:,} pictures of {measured['data']}, split {measured['split']}")
-    return 0
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -1,21 +1,51 @@
-"""Score a saved model on a split: what `vit-hf evaluate` does."""
+"""Score a saved model on a split: what `vit-hf evaluate` does.
 
-import json
+Every picture is counted once, whatever the number of processes, and always computed in a batch of the same size. So on
+one kind of processor one process and several give the same files, byte by byte, if the batch size is the same and, on
+CPUs, the number of threads, on which the last bit of a sum depends (OMP_NUM_THREADS).
+"""
+
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, DataLoaderConfiguration
 
 from ..checkpoints.load import load_model
 from ..data.loading import build_evaluation_loader
-from ..data.pictures import DataFields, num_rows, open_pictures
+from ..data.pictures import DataFields, Pictures, Split, num_rows, open_pictures
 from ..data.sources import fingerprint
+from ..image_processing_vit_hf import VitHfImageProcessor
+from ..modeling_vit_hf import VitHfForImageClassification
 from .analysis import analyse
-from .predictions import PREDICTIONS, Predictions, write_predictions
+from .output import check_output, published, write_scores
+from .predictions import PREDICTIONS, Predictions, read_predictions
+from .real_labels import read_real_labels
 from .scoring import Scores, align_labels, score
+from .views import ViewCutter, Views, at_size, processor_at_size, score_views
+
+OnBatch = Callable[[int, int | None], None]
+_PLAIN, _NO_LABELS = Views(), torch.empty(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, and the split that it is scored on."""
+
+    model: VitHfForImageClassification
+    processor: VitHfImageProcessor
+    pictures: Pictures
+    rows: Split
+    split: str
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the model's classes, in the order of the logits."""
+        names: dict[Any, str] = self.model.config.id2label or {}
+        return tuple(names[index] for index in range(len(names)))
 
 
 def evaluate(
@@ -25,69 +55,146 @@ def evaluate(
     split: str | None = None,
     output: str | Path | None = None,
     batch_size: int = 64,
-    on_batch: Callable[[int, int | None], None] = lambda done, total: None,
+    views: Views = _PLAIN,
+    real_labels: str | Path | None = None,
+    on_batch: OnBatch = lambda done, total: None,
 ) -> dict[str, Any] | None:
-    """Score every picture of a split once, with the model's own image processor.
+    """Score every picture of a split once, with the model's own image processor; or measure earlier scores anew.
 
     Args:
-        model: folder or Hub id of a model of this package, or what `load_checkpoint` takes.
+        model: folder or Hub id of a model of this package, or what `load_checkpoint` takes; or a predictions.parquet,
+            or a folder that has one and no model: then no model runs, and every figure is computed from that file.
         data: what `load_source` takes; None for the data a run folder was trained on, cut as in training.
         split: name of the split; None for test, else validation.
-        output: new folder for results.json and predictions.parquet.
+        output: new folder for results.json and predictions.parquet, which appears when both are there.
         batch_size: pictures a process takes at once.
-        on_batch: called after each batch with the pictures scored so far and their total (None when streamed).
+        views: of each picture, whose probabilities are averaged.
+        real_labels: file of ImageNet's reassessed labels, as `read_real_labels` takes it.
+        on_batch: called on the main process after each batch with the pictures scored so far and their total (None
+            when streamed).
 
     Returns:
-        top1, top5 (fractions), loss (nats), n, data, split, model, and what `analyse` returns; None on other than the
-        main process.
+        top1, top5 (fractions), loss (nats), n, data, split, views (null for the plain one), model, and what `analyse`
+        returns; None on other than the main process.
 
     Raises:
         FileExistsError: `output` exists and is not empty.
         ValueError: no data is named and the model folder has no recipe.yaml; the data has classes that the model does
-            not know; and what loading model and data raises.
+            not know; the model cannot take an image size; data, split or views are named for earlier scores; the
+            reassessed labels are not of this split; and what loading model and data raises.
+        FloatingPointError: the model gives numbers that are not finite.
     """
-    folder = Path(output) if output is not None else None
-    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not an empty folder; choose another --output")
+    folder = check_output(output)
+    accelerator = new_accelerator()
+    if (file := find_scores(model)) is not None:
+        if data is not None or split is not None or views != _PLAIN:
+            raise ValueError(
+                f"{model} holds scores and no model, which --data, --split, --image-size, --crops, --flip and --curve "
+                "need; leave them out to measure these scores, or name a model"
+            )
+        predictions = read_predictions(file) if accelerator.is_main_process else None
+    else:
+        subject = open_subject(model, data=data, split=split)
+        if real_labels is not None and (total := num_rows(subject.rows)) is not None:  # before anything runs
+            read_real_labels(real_labels, num_samples=total, num_classes=len(subject.label_names))
+        predictions = predict_split(subject, views, accelerator, batch_size=batch_size, on_batch=on_batch)
+    if predictions is None:
+        return None
+    results = {**measure(predictions, real_labels), "model": str(model)}
+    if folder is not None:
+        with published(folder) as made:
+            write_scores(made, predictions, results)
+    return results
+
+
+def new_accelerator() -> Accelerator:
+    """Return the accelerator for `predict_split`."""
+    return Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
+
+
+def find_scores(path: str | Path) -> Path | None:
+    """Return the file of earlier scores that a path names, or None if it names a model."""
+    path = Path(path)
+    if path.is_file():
+        return path if path.suffix == ".parquet" else None
+    file = path / PREDICTIONS
+    return file if file.is_file() and not (path / "config.json").exists() else None
+
+
+def open_subject(model: str | Path, *, data: str | None, split: str | None) -> Subject:
+    """Load a model and the split to score it on; arguments and errors as of `evaluate`."""
     network, processor = load_model(model)
     pictures = open_pictures(DataFields(source=data) if data is not None else trained_on(Path(model)))
     if split is None:
-        rows, name = pictures.test, pictures.test_name
-    elif split == "validation" and pictures.validation is not None:
-        rows, name = pictures.validation, split
-    else:
-        rows, name = pictures.source.split(split), split
-    accelerator = Accelerator()
+        return Subject(network, processor, pictures, pictures.test, pictures.test_name)
+    if split == "validation" and pictures.validation is not None:
+        return Subject(network, processor, pictures, pictures.validation, split)
+    return Subject(network, processor, pictures, pictures.source.split(split), split)
+
+
+def predict_split(
+    subject: Subject,
+    views: Views,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    on_batch: OnBatch = lambda done, total: None,
+) -> Predictions | None:
+    """Score the split of a subject, over all processes; None on other than the main one.
+
+    Args:
+        subject: model and split.
+        views: of each picture.
+        accelerator: as `new_accelerator` makes it.
+        batch_size: pictures a process takes at once.
+        on_batch: as of `evaluate`.
+    """
+    own, total = subject.model.config.image_hw, num_rows(subject.rows)
+    align_labels(_NO_LABELS, subject.pictures.source.label_names, subject.label_names)  # before anything runs
+    models = [at_size(subject.model, size) for size in views.image_sizes] or [subject.model]
+    processors = [processor_at_size(subject.processor, size) for size in views.image_sizes] or [subject.processor]
     loader = build_evaluation_loader(
-        rows, **pictures.columns, name=name, processor=processor, batch_size=batch_size, workers=0
+        subject.rows,
+        **subject.pictures.columns,
+        name=subject.split,
+        processor=processors[0],
+        batch_size=batch_size * accelerator.num_processes,
+        workers=0,
+        to_pixels=None if views.count == 1 else ViewCutter(processors, views.crops),
     )
-    network, loader = accelerator.prepare(network.eval(), loader)
-    done, total = 0, num_rows(rows)
+    loader = accelerator.prepare_data_loader(loader)
+    models = [model.to(accelerator.device) for model in models]
+    done = 0
 
     def count(scored: int) -> None:
         nonlocal done
         done = min(done + scored, total or done + scored)
-        on_batch(done, total)
+        if accelerator.is_main_process:
+            on_batch(done, total)
 
-    scores = score(network, loader, accelerator, num_samples=total, on_batch=count)
-    config = accelerator.unwrap_model(network).config
-    model_names = tuple(config.id2label[index] for index in range(config.num_labels))
-    scores = Scores(scores.logits, align_labels(scores.labels, pictures.source.label_names, model_names))
-    results = {
-        **scores.measure(),
-        "data": pictures.source.name,
-        "split": name,
-        "model": str(model),
-        **analyse(scores, model_names),
-    }
+    if views.count == 1:
+        scores = score(models[0].eval(), loader, accelerator, num_samples=total, on_batch=count)
+    else:
+        options: dict[str, Any] = {"flip": views.flip, "num_samples": total, "on_batch": count}
+        scores = score_views(models, loader, accelerator, **options)
     if not accelerator.is_main_process:
         return None
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        sha256 = fingerprint(rows, **pictures.columns)
-        write_predictions(folder / PREDICTIONS, Predictions(scores, model_names, pictures.source.name, name, sha256))
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return results
+    source, names = subject.pictures.source, subject.label_names
+    sha256 = fingerprint(subject.rows, **subject.pictures.columns)
+    labels = align_labels(scores.labels, source.label_names, names)
+    return Predictions(Scores(scores.logits, labels), names, source.name, subject.split, sha256, views.describe(own))
+
+
+def measure(predictions: Predictions, real_labels: str | Path | None = None) -> dict[str, Any]:
+    """Return every figure that follows from predictions, and from a file of reassessed labels, and what they are of."""
+    scores, about, real = predictions.scores, ("data", "split", "views"), None
+    if real_labels is not None:
+        real = read_real_labels(real_labels, num_samples=len(scores.labels), num_classes=len(predictions.label_names))
+    return {
+        **scores.measure(),
+        **{name: getattr(predictions, name) for name in about},
+        **analyse(scores, predictions.label_names, real_labels=real),
+    }
 
 
 def trained_on(folder: Path) -> DataFields:
