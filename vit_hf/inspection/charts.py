@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -23,6 +23,7 @@ from .style import (
     COLORMAP,
     DARK,
     FONT_SIZE,
+    GREEN,
     LIGHT,
     VERMILION,
     Theme,
@@ -42,7 +43,9 @@ _MANY = 10  # samples, below which the accuracy of a bin is drawn pale
 
 
 # ---------------------------------------------------------------------------------------------- calibration
-def draw_reliability(bins: Sequence[Sequence[Any]], *, theme: Theme = LIGHT) -> Figure:
+def draw_reliability(
+    bins: Sequence[Sequence[Any]], calibrated: Sequence[Sequence[Any]] | None = None, *, theme: Theme = LIGHT
+) -> Figure:
     """Draw accuracy against confidence, a bar a bin, and below it how many samples each bin holds.
 
     A bar that ends under the diagonal belongs to predictions that are surer than right; one of fewer than ten samples
@@ -50,6 +53,7 @@ def draw_reliability(bins: Sequence[Sequence[Any]], *, theme: Theme = LIGHT) -> 
 
     Args:
         bins: of equal width over [0, 1], each [count, mean confidence, accuracy], the means None in an empty bin.
+        calibrated: the same after a temperature, drawn as points; bins of fewer than ten samples are left out.
         theme: light or dark.
 
     Raises:
@@ -72,9 +76,15 @@ def draw_reliability(bins: Sequence[Sequence[Any]], *, theme: Theme = LIGHT) -> 
         Patch(color=BLUE, label="named rightly"),
         Line2D([], [], color=VERMILION, linewidth=2, label="mean confidence"),
     ]
+    points = [(mean, accuracy) for count, mean, accuracy in calibrated or () if count >= _MANY]
+    if points:
+        style: dict[str, Any] = {"color": GREEN, "markeredgecolor": theme.paper, "markersize": 6, "linestyle": "none"}
+        upper.plot(*zip(*points, strict=True), "D", **style)
+        handles.append(Line2D([], [], marker="D", label="after the temperature", **style))
     style_axes(upper, "", "named rightly (%)", theme=theme)
     style_axes(lower, "confidence (%)", "pictures (%)", theme=theme)
-    add_legend(upper, theme=theme, handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    spacing = {"columnspacing": 0.9, "handlelength": 1.2, "handletextpad": 0.4}
+    add_legend(upper, theme=theme, handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, **spacing)
     upper.set(xlim=(0, 1), ylim=(0, 1.02))
     for axis in (upper.xaxis, upper.yaxis, lower.yaxis):
         axis.set_major_formatter(PercentFormatter(1, symbol="", decimals=0))
@@ -124,8 +134,8 @@ def draw_confusion(
     edges = np.cumsum([0, *(size for _, size in blocks)]) - 0.5
     middles = (edges[:-1] + edges[1:]) / 2
     numbered, single = count <= NUMBERED, all(size == 1 for _, size in blocks)
-    style_axes(ax, "taken for", "", theme=theme)
-    size = min(FONT_SIZE - 1, 190 / len(blocks))  # points; so that lines do not touch
+    style_axes(ax, "taken for", "true class", theme=theme)
+    size = min(FONT_SIZE - 1, 165 * min(length for _, length in blocks) / count)  # points; lines must not touch
     names = [shortened(name, _NAMES * (FONT_SIZE / size)) for name, _ in blocks]
     if numbered:
         ax.set_xticks(middles, [shortened(name, 0.9) for name, _ in blocks], fontsize=size, parse_math=False)
@@ -135,7 +145,7 @@ def draw_confusion(
         step = 1 if len(blocks) <= 10 else 2 if len(blocks) <= 20 else 5
         shown = range(step - 1 if step > 1 else 0, len(blocks), step)
         ax.set_xticks(middles[list(shown)], [str(place + 1) for place in shown], fontsize=FONT_SIZE - 2)
-        names = [f"{name}  {place + 1}" for place, name in enumerate(names)]
+        names = [f"{name}  {place:\u2007>2}" for place, name in enumerate(names, 1)]  # padded as wide as a digit
     ax.set_yticks(middles, names, fontsize=size, parse_math=False)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(True)
@@ -153,6 +163,8 @@ def draw_confusion(
     add_colorbar(figure, image, ax, "share of the row's pictures (%)", theme=theme, orientation="horizontal",
                  fraction=0.05, pad=0.02, aspect=30, format=PercentFormatter(1, symbol="", decimals=None),
                  ticks=_round_shares(float(shares.max())))  # fmt: skip
+    figure.draw_without_rendering()  # lays it out, so that the height can be made to fit a square of the width left
+    figure.set_size_inches(_WIDTH, figure.get_tightbbox().height + 0.12)
     return figure
 
 
@@ -171,12 +183,12 @@ def _write_counts(ax: Axes, mistakes: np.ndarray, pictures: Sequence[int] | np.n
 
 
 def _rising(theme: Theme) -> LinearSegmentedColormap:
-    """Return viridis from near the paper to what stands out most from it; nothing at all is paper."""
-    ends = (0.92, 0.1) if theme.paper == LIGHT.paper else (0.18, 1.0)
+    """Return viridis, faint where it begins, towards what stands out most from the paper; nothing at all is paper."""
+    ends = (0.9, 0.1) if theme.paper == LIGHT.paper else (0.25, 1.0)
     colours = matplotlib.colormaps[COLORMAP](np.linspace(*ends, 128))
-    rising = LinearSegmentedColormap.from_list("rising", colours, N=128)
-    rising.set_bad(theme.paper)
-    return rising
+    share = np.minimum(np.linspace(0.25, 1.75, 128), 1)[:, None]  # of the colour, the rest is paper
+    colours[:, :3] = share * colours[:, :3] + (1 - share) * np.array(to_rgb(theme.paper))
+    return LinearSegmentedColormap.from_list("rising", colours, N=128).with_extremes(bad=theme.paper)
 
 
 def _round_shares(largest: float) -> list[float]:
@@ -238,7 +250,7 @@ def draw_speed(rows: Sequence[Mapping[str, Any]], *, theme: Theme = LIGHT) -> Fi
     ax.plot(epochs, [speed[epoch] for epoch in epochs], color=BLUE, marker="o" if len(epochs) <= 20 else None,
             markersize=3.5)  # fmt: skip
     style_axes(ax, "epoch", "pictures a second", theme=theme)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.12 * max(speed.values()))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     _grid(ax, theme)
     return figure

@@ -13,12 +13,13 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.textpath import text_to_path
 
 BLUE, SKY, VERMILION, GREEN, ORANGE, PURPLE = "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
@@ -75,8 +76,12 @@ def add_colorbar(figure: Figure, mappable, ax: Axes, name: str, *, theme: Theme 
 
 
 def shortened(text: str, inches: float, *, weight: str = "normal") -> str:
-    """Return text on one line, cut with an ellipsis to a width in inches at the font size of this module."""
-    line = " ".join(str(text).split())[:200]
+    """Return text on one line, cut with an ellipsis to a width in inches at the font size of this module.
+
+    Characters that the font of the plots does not have, such as those of other scripts, stand as empty squares.
+    """
+    known = _drawable()
+    line = "".join(char if ord(char) in known else "□" for char in " ".join(str(text).split())[:200])
     font = FontProperties(weight=weight, size=FONT_SIZE)
 
     def width(shown: str) -> float:
@@ -86,6 +91,12 @@ def shortened(text: str, inches: float, *, weight: str = "normal") -> str:
         return line
     kept = bisect_right(range(len(line)), inches, key=lambda length: width(line[:length] + "…")) - 1
     return line[: max(kept, 0)].rstrip(" ,") + "…"
+
+
+@cache
+def _drawable() -> frozenset[int]:
+    """Return the code points that the font of the plots can draw."""
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 @contextmanager

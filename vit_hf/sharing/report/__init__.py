@@ -96,7 +96,7 @@ def _sections(material: Material, pictures: Pictures, on_step: Callable[[str], N
         on_step("calibration")
         parts.append(scores.calibration_section(material, pictures))
         on_step("confusions")
-        parts.append(scores.confusion_section(material, pictures, None))
+        parts.append(scores.confusion_section(material, pictures))
         on_step("classes")
         parts.append(scores.classes_section(material, pictures))
     threads = torch.get_num_threads()

@@ -75,7 +75,7 @@ def order_classes(counts: np.ndarray) -> list[int]:
 def cut_into_groups(counts: np.ndarray, order: Sequence[int], groups: int, names: Sequence[str]) -> list[Group]:
     """Cut an order of classes where the fewest mistakes are torn apart, into groups of like size.
 
-    Of all cuts into `groups` runs of half to twice the mean length, the one that keeps the most mistakes within a run.
+    Of all cuts into `groups` runs of 0.6 to twice the mean length, the one that keeps the most mistakes within a run.
     A group is named by its members with the most mistakes within it.
 
     Args:
@@ -90,7 +90,7 @@ def cut_into_groups(counts: np.ndarray, order: Sequence[int], groups: int, names
     mistakes = arranged - np.diag(np.diag(arranged))
     table = np.zeros((length + 1, length + 1))
     table[1:, 1:] = mistakes.cumsum(axis=0).cumsum(axis=1)
-    shortest, longest = max(1, length // (2 * groups)), -(-2 * length // groups)
+    shortest, longest = max(1, 6 * length // (10 * groups)), -(-2 * length // groups)
 
     def within(start: int, stop: int) -> float:
         return table[stop, stop] - table[start, stop] - table[stop, start] + table[start, start]

@@ -8,6 +8,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from matplotlib.figure import Figure
 
+from ...evaluation.superclasses import superclasses
 from ...inspection.charts import NUMBERED, draw_classes, draw_confusion, draw_reliability
 from ...inspection.plots import draw_learning_curves
 from ...inspection.style import DARK, LIGHT, Theme, to_png
@@ -19,7 +20,7 @@ from .page import Child, Pictures, Section, details, facts, section, table, tag,
 DPI = 200
 _ALL_NAMED = 30  # up to so many classes each row of the confusion matrix has its name
 _ALL_DRAWN = 250  # up to so many classes each has a row of its own in the matrix
-_GROUPS = 20
+_BLOCKS, _GROUPS = 14, 20  # groups found among classes that have rows of their own, and among those that have not
 _PAIRS, _ENDS, _ALL_CLASSES = 12, 10, 20
 
 Draw = Callable[[Theme], Figure]
@@ -146,12 +147,12 @@ def calibration_section(material: Material, pictures: Pictures) -> Section:
     confidence, accuracy = (sum(row[0] * (row[place] or 0) for row in bins) / total for place in (1, 2))
     error = number(found["expected_calibration_error"])
     figure = plot(
-        pictures, "reliability", lambda theme: draw_reliability(bins, theme=theme),
+        pictures, "reliability", lambda theme: draw_reliability(bins, found.get("calibrated_bins"), theme=theme),
         alt=f"Reliability diagram of {total:,} pictures: mean confidence {percent(confidence)}, named rightly "
             f"{percent(accuracy)}, expected calibration error {error}.",
         caption=["Each bar holds the pictures whose named class got about that probability. Below the dashed line: "
                  "surer than right. Above it: less sure than right. Grey bars tell how many pictures a bar stands for; "
-                 "pale bars stand for fewer than ten."],
+                 "pale ones stand for fewer than ten."],
     )  # fmt: skip
     surer = confidence > accuracy
     said = (
@@ -176,7 +177,7 @@ def calibration_section(material: Material, pictures: Pictures) -> Section:
 
 
 # ---------------------------------------------------------------------------------------------- confusions
-def confusion_section(material: Material, pictures: Pictures, superclasses: Sequence[str] | None) -> Section:
+def confusion_section(material: Material, pictures: Pictures) -> Section:
     """Return what is taken for what: the matrix, and the most frequent mistakes in a table."""
     title, names = "What is taken for what", material.label_names
     if material.predictions is None:
@@ -196,7 +197,7 @@ def confusion_section(material: Material, pictures: Pictures, superclasses: Sequ
         found = tag("p", "No picture was taken for another class.")
     most = f" Most often {names[top[0][0]]} was taken for {names[top[0][1]]}: {top[0][2]:,} times." if top else ""
     alt = f"Confusion matrix of {len(names):,} classes and {counts.sum():,} pictures, {wrong:,} of them named wrongly."
-    figure, groups = _draw_matrix(counts, names, pictures, superclasses, alt + most)
+    figure, groups = _draw_matrix(counts, names, pictures, alt + most)
     listed = None
     if groups:
         members = [
@@ -219,9 +220,7 @@ def _listing(names: Sequence[str]) -> Element:
     return whole
 
 
-def _draw_matrix(
-    counts: np.ndarray, names: Sequence[str], pictures: Pictures, superclasses: Sequence[str] | None, alt: str
-) -> tuple[Element, list[Group]]:
+def _draw_matrix(counts: np.ndarray, names: Sequence[str], pictures: Pictures, alt: str) -> tuple[Element, list[Group]]:
     """Choose the form of the matrix by the number of classes; returns it and the groups that its blocks are."""
     groups: list[Group] = []
     if len(names) <= _ALL_NAMED:
@@ -232,12 +231,16 @@ def _draw_matrix(
         caption += "Numbers are pictures; " if len(names) <= NUMBERED else "Confused classes lie together; "
         caption += "only mistakes are coloured, the stronger the larger their share of the row."
     else:
-        known = superclasses is not None
-        groups = group_known(superclasses, counts) if superclasses is not None else cut_into_groups(
-            counts, order_classes(counts), _GROUPS, names)  # fmt: skip
+        known = superclasses(names)
+        if known is not None:
+            groups = group_known(known, counts)
+            kind = "Groups are the superclasses of the data"
+        else:
+            groups = cut_into_groups(
+                counts, order_classes(counts), _BLOCKS if len(names) <= _ALL_DRAWN else _GROUPS, names
+            )
+            kind = "Groups are found from the mistakes, and named by their most confused members"
         order = [index for group in groups for index in group.members]
-        kind = "Groups are the superclasses of the data" if known else (
-            "Groups are found from the mistakes, and named by their most confused members")  # fmt: skip
         if len(names) <= _ALL_DRAWN:
             blocks = [(group.name, len(group.members)) for group in groups]
             mistakes, right = _arranged(counts, order)
