@@ -42,6 +42,7 @@ CORRECT = [70, 33, 69, 68, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61]
 RECORD = {
     "top1": 0.91234,
     "top5": 0.98765,
+    "balanced_accuracy": 0.90321,
     "loss": 0.31416,
     "n": 1234,
     "split": "test",
@@ -61,13 +62,27 @@ RECORD = {
     "versions": {"torch": "2.12.0", "transformers": "5.20.0"},
     "energy_kwh": 0.01234567,
     "energy_source": "the GPU's own counter",
-    "intervals": {"top1": [0.88111, 0.93222], "top5": [0.97333, 0.99444], "loss": [0.28555, 0.34666]},
+    "intervals": {
+        "top1": [0.88111, 0.93222],
+        "top5": [0.97333, 0.99444],
+        "balanced_accuracy": [0.87654, 0.92345],
+        "loss": [0.28555, 0.34666],
+        "expected_calibration_error": [0.04111, 0.06222],
+        "brier": [0.13111, 0.15999],
+        "temperature": [1.1712, 1.2987],
+        "calibrated_error": [0.0, 0.01678],
+    },
     "calibration": {
         "expected_calibration_error": 0.05321,
         "brier": 0.14567,
+        "temperature": 1.23456,
+        "calibrated_error": 0.01234,
         "bins": [[0, None, None], [100, 0.40123, 0.35], [0, None, None], [300, 0.97531, 0.92]],
     },
-    "per_class": [[name, 70, correct] for name, correct in zip(LABELS, CORRECT, strict=False)],
+    "per_class": [
+        [name, 70, correct, correct / 70 - 0.0512 * (correct > 9), min(correct / 70 + 0.0321, 1)]
+        for name, correct in zip(LABELS, CORRECT, strict=False)
+    ],
     "confusions": [["kind b", "kind c", 29], ["kind e", "kind b", 11], ["kind d", "kind a", 2]],
     "data": {
         "source": "animals",
@@ -116,7 +131,7 @@ def run(tmp_path):
 
 def masked(run, **changes):
     """A run of a model for masked images, which has no classes."""
-    gone = ("top1", "top5", "intervals", "calibration", "per_class", "confusions")
+    gone = ("top1", "top5", "balanced_accuracy", "intervals", "calibration", "per_class", "confusions")
     return run(**{**dict.fromkeys(gone, ...), **changes})
 
 
@@ -321,22 +336,23 @@ def test_every_score_of_one_run_equals_its_record(run):
     card = render_card([run()])
     scores, best, worst, confusions, bins, splits, _ = tables(card)
     assert scores == [
-        ["seed", "top-1", "top-5", "cross-entropy", "pictures", "training time"],
+        ["seed", "top-1", "top-5", "balanced", "cross-entropy", "pictures", "training time"],
         [
             "0",
             "91.23% (88.11% to 93.22%)",
             "98.77% (97.33% to 99.44%)",  # 98.765 is a little more in binary
+            "90.32% (87.65% to 92.34%)",  # and 92.345 a little less
             "0.3142 (0.2856 to 0.3467)",
             "1,234",
             "678 s",
         ],
     ]
     assert best[1:] == [
-        ["kind a", "70", "70", "100.0%"],
-        ["kind c", "69", "70", "98.6%"],
-        ["kind d", "68", "70", "97.1%"],
-        ["kind p", "61", "70", "87.1%"],
-        ["kind o", "60", "70", "85.7%"],
+        ["kind a", "70", "70", "100.0% (94.9% to 100.0%)"],
+        ["kind c", "69", "70", "98.6% (93.5% to 100.0%)"],
+        ["kind d", "68", "70", "97.1% (92.0% to 100.0%)"],
+        ["kind p", "61", "70", "87.1% (82.0% to 90.4%)"],
+        ["kind o", "60", "70", "85.7% (80.6% to 88.9%)"],
     ]
     assert [row[:2] for row in worst[1:]] == [
         ["kind b", "33"],
@@ -356,7 +372,10 @@ def test_what_is_said_of_one_run_equals_its_record(run):
         "An image classifier with 17 classes and 5,432,109 parameters, trained from scratch on animals.",
         "pictures of 16 x 24 pixels in patches of 4 x 4; 3 blocks of width 32 with 4 heads and an MLP of width 48;",
         "1 of the classes have no picture in the split.",
-        "Expected calibration error 0.0532, Brier score 0.1457",
+        "Expected calibration error 0.0532 (0.0411 to 0.0622), Brier score 0.1457 (0.1311 to 0.1600)",
+        "Logits divided by a temperature of 1.235 (1.171 to 1.299) say best how sure the model may be;",
+        "by the one that fits the other half, the expected calibration error is 0.0123 (0.0000 to 0.0168).",
+        "Balanced is the mean of the classes' own top-1",
         # (100 * 0.40123 + 300 * 0.97531) / 400, (100 * 0.35 + 300 * 0.92) / 400
         "a mean probability of 83.2% and is the right one in 77.8%: on the whole it is surer than it is right",
         "4,321 steps (12.5 epochs), 128 pictures a step",
@@ -371,21 +390,34 @@ def test_what_is_said_of_one_run_equals_its_record(run):
 def test_several_seeds_give_mean_and_standard_deviation(run):
     accuracies = [0.90, 0.92, 0.97]
     folders = [
-        run(f"run{seed}", seed=seed, top1=top1, top5=top1 + 0.02, loss=1 - top1, seconds=100.0 + seed, intervals=...)
+        run(
+            f"run{seed}",
+            seed=seed,
+            top1=top1,
+            top5=top1 + 0.02,
+            balanced_accuracy=2 * top1 - 1,
+            loss=1 - top1,
+            seconds=100.0 + seed,
+            intervals=...,
+        )
         for seed, top1 in enumerate(accuracies)
     ]
     card = render_card(folders)
     rows = tables(card)[0][1:]
     assert [row[:2] for row in rows[:3]] == [["0", "90.00%"], ["1", "92.00%"], ["2", "97.00%"]]
     # mean 93%; deviations -3, -1, 4: sqrt((9 + 1 + 16) / 2) = 3.61
-    assert rows[3] == ["mean", "93.00% ± 3.61%", "95.00% ± 3.61%", "0.0700 ± 0.0361", "1,234", "101 s"]
+    # twice that
+    both = ["93.00% ± 3.61%", "95.00% ± 3.61%", "86.00% ± 7.21%"]
+    assert rows[3] == ["mean", *both, "0.0700 ± 0.0361", "1,234", "101 s"]
     assert statistics.stdev(accuracies) == pytest.approx(0.0361, abs=1e-4)
     top1, _ = ModelCard(card).data.eval_results
     assert top1.metric_value == 0.93
 
 
 def test_classes_and_calibration_of_several_seeds_are_added_up(run):
-    other = {"expected_calibration_error": 0.07321, "brier": 0.16567, "bins": [[0, None, None]] * 3 + [[100, 0.9, 1.0]]}
+    bins = [[0, None, None]] * 3 + [[100, 0.9, 1.0]]
+    other = {"expected_calibration_error": 0.07321, "brier": 0.16567, "temperature": 1.43456, "bins": bins}
+    other["calibrated_error"] = 0.03234
     folders = [run("a"), run("b", seed=1, per_class=[["kind b", 70, 70], ["kind q", 5, 0]], calibration=other)]
     card = render_card(folders)
     _, _, worst, _, bins, *_ = tables(card)
@@ -399,6 +431,9 @@ def test_classes_and_calibration_of_several_seeds_are_added_up(run):
     # (300 * 0.97531 + 100 * 0.9) / 400, (300 * 0.92 + 100) / 400
     assert bins[1:] == [["25% to 50%", "100", "40.1%", "35.0%"], ["75% to 100%", "400", "95.6%", "94.0%"]]
     assert "Expected calibration error 0.0632 ± 0.0141, Brier score 0.1557 ± 0.0141" in text(card)
+    assert "divided by a temperature of 1.335 ± 0.141 say best" in text(card)
+    assert "the expected calibration error is 0.0223 ± 0.0141." in text(card)
+    assert "Confidence intervals of the classes" not in text(card)  # the classes of several runs have none
     assert "over the 2 runs together" in text(card)
     assert "The most frequent mistakes in the run of seed 0:" in text(card)
 
@@ -441,16 +476,41 @@ def test_calibration_is_put_into_words(run, accuracy, verdict):
     ("key", "said"),
     [
         ("intervals", "Confidence intervals: not recorded."),
+        ("balanced_accuracy", "Balanced accuracy: not recorded."),
         ("per_class", "Scores by class: not recorded."),
         ("confusions", "Confusions: not recorded."),
         ("calibration", "Calibration: not recorded."),
-        ("energy_kwh", "not recorded"),
+        ("energy_kwh", "energy\nnot recorded"),
     ],
 )
 def test_what_an_older_run_did_not_record_is_said_to_be_missing(run, key, said):
     with_record, without = text(render_card([run("a")])), text(render_card([run("b", **{key: ...})]))
     assert said not in with_record
     assert said in without
+
+
+def test_the_record_of_a_run_without_intervals_of_classes_or_a_temperature_is_shown_as_far_as_it_goes(run):
+    """What was recorded before there were these."""
+    calibration = {key: RECORD["calibration"][key] for key in ("expected_calibration_error", "brier", "bins")}
+    per_class = [row[:3] for row in RECORD["per_class"]]
+    card = render_card([run(calibration=calibration, per_class=per_class)])
+    assert "Temperature: not recorded." in text(card)
+    assert "Confidence intervals of the classes: not recorded." in text(card)
+    assert tables(card)[1][1] == ["kind a", "70", "70", "100.0%"]
+
+
+def test_superclasses_and_reassessed_labels_are_shown_where_they_were_scored(run):
+    intervals = {**RECORD["intervals"], "superclass_top1": [0.93, 0.97], "real_top1": [0.91, 0.95]}
+    card = render_card([run(superclass_top1=0.95111, real_top1=0.93222, real_n=1200, intervals=intervals)])
+    head, row = tables(card)[0]
+    assert dict(zip(head, row, strict=True)) | {
+        "superclass": "95.11% (93.00% to 97.00%)",
+        "ReaL": "93.22% (91.00% to 95.00%)",
+    } == dict(zip(head, row, strict=True))
+    for said in ("lies in the superclass of the true one", "of the pictures that have such"):
+        assert said in text(card)
+        assert said not in text(render_card([run(said[:5])]))
+    assert [result.metric_name for result in ModelCard(card).data.eval_results] == ["top-1", "top-5"]
 
 
 def test_the_card_shows_what_the_analysis_of_the_predictions_returns(run):
@@ -462,6 +522,14 @@ def test_the_card_shows_what_the_analysis_of_the_predictions_returns(run):
     scored, classes, confusions, bins, *_ = tables(card)
     low, high = measured["intervals"]["top1"]
     assert scored[1][1] == f"{measured['top1']:.2%} ({low:.2%} to {high:.2%})"
+    low, high = measured["intervals"]["balanced_accuracy"]
+    assert scored[1][2] == f"{measured['balanced_accuracy']:.2%} ({low:.2%} to {high:.2%})"
+    shown = {row[0]: row[3] for row in classes[1:]}
+    assert shown == {
+        name: f"{correct / n:.1%} ({low:.1%} to {high:.1%})" for name, n, correct, low, high in measured["per_class"]
+    }
+    calibration, (low, high) = measured["calibration"], measured["intervals"]["calibrated_error"]
+    assert f"error is {calibration['calibrated_error']:.4f} ({low:.4f} to {high:.4f})." in text(card)
     assert sum(int(row[1]) for row in classes[1:]) == round(200 * measured["top1"])
     assert sum(int(row[2]) for row in classes[1:]) == sum(int(row[1]) for row in bins[1:]) == 200
     assert [[*row[:2], int(row[2])] for row in confusions[1:]] == measured["confusions"][:5]
@@ -498,10 +566,10 @@ def unexplained(card: str, folders: list[Path]) -> set[str]:
     told = {leaf for leaf in records if isinstance(leaf, int | float) and not isinstance(leaf, bool)}
     told |= {len(LABELS), len(folders), 2, 37, 1}  # classes; runs; tensors of the receipt by what was done
     told.add(sum(tensor.numel() for tensor in VitHfForImageClassification(small()).state_dict().values()))
-    for key in ("top1", "top5", "loss", "seconds", "energy_kwh"):
+    for key in ("top1", "top5", "balanced_accuracy", "loss", "seconds", "energy_kwh"):
         found = [result[key] for result in results if key in result]
         told |= {statistics.fmean(found), statistics.stdev(found)} if len(found) > 1 else set()
-    for key in ("expected_calibration_error", "brier"):
+    for key in ("expected_calibration_error", "brier", "temperature", "calibrated_error"):
         found = [result["calibration"][key] for result in results if "calibration" in result]
         told |= {statistics.fmean(found), statistics.stdev(found)} if len(found) > 1 else set()
     if results and "per_class" in results[0]:

@@ -64,7 +64,7 @@ def _eval_results(results: list[dict[str, Any]]) -> list[EvalResult]:
             **common, metric_name=name, metric_value=round(statistics.fmean(result[key] for result in results), 4)
         )
         for key, (name, _) in score_columns(first).items()
-        if key != "loss"
+        if key in ("top1", "top5")
     ]
 
 

@@ -11,7 +11,14 @@ from .records import UNNAMED, Records
 _FEW, _SHOWN = 10, 5  # all classes are listed up to so many; of more, so many at each end
 _NOT_RECORDED = "not recorded"
 
+_MEANINGS = {
+    "balanced_accuracy": "Balanced is the mean of the classes' own top-1, each class as weighty as any other.",
+    "superclass_top1": "Superclass is how often the class that was named lies in the superclass of the true one.",
+    "real_top1": "ReaL is how often it is one of the picture's reassessed labels, of the pictures that have such.",
+}
+
 Results = dict[str, Any]
+Columns = dict[str, tuple[str, Callable[[float], str]]]
 
 
 def results_section(runs: Sequence[Records], repo: str | None) -> str:
@@ -29,6 +36,9 @@ def results_section(runs: Sequence[Records], repo: str | None) -> str:
         )
     elif "top1" in first:
         words.append(f"Confidence intervals: {_NOT_RECORDED}.")
+    if "top1" in first and any("balanced_accuracy" not in result for result in results):
+        words.append(f"Balanced accuracy: {_NOT_RECORDED}.")
+    words += [meaning for key, meaning in _MEANINGS.items() if key in _columns(results)]
     if len(results) > 1:
         words.append("The last row is mean ± standard deviation over the seeds.")
     if len(runs) == 1 and (runs[0].folder / PREDICTIONS).is_file():
@@ -40,7 +50,7 @@ def results_section(runs: Sequence[Records], repo: str | None) -> str:
 
 
 def _scores(results: list[Results]) -> str:
-    columns = score_columns(results[0])
+    columns = _columns(results)
     rows = [
         [str(result["seed"]), *(_with_interval(result, key, form) for key, (_, form) in columns.items()),
          f"{result['n']:,}", _seconds(result["seconds"])]
@@ -53,15 +63,25 @@ def _scores(results: list[Results]) -> str:
     return table(["seed", *(name for name, _ in columns.values()), "pictures", "training time"], rows)
 
 
-def score_columns(result: Results) -> dict[str, tuple[str, Callable[[float], str]]]:
+def _columns(results: list[Results]) -> Columns:
+    return {key: column for key, column in score_columns(results[0]).items() if all(key in found for found in results)}
+
+
+def score_columns(result: Results) -> Columns:
     """Return the recorded scores that say something: key to name and form; top-5 only of more than five classes."""
     if "top1" not in result:
         return {"loss": ("mean absolute error of hidden pixels", "{:.4f}".format)}
-    columns: dict[str, tuple[str, Callable[[float], str]]]
-    columns = {"top1": ("top-1", percent), "top5": ("top-5", percent), "loss": ("cross-entropy", "{:.4f}".format)}
+    columns: Columns = {
+        "top1": ("top-1", percent),
+        "top5": ("top-5", percent),
+        "balanced_accuracy": ("balanced", percent),
+        "superclass_top1": ("superclass", percent),
+        "real_top1": ("ReaL", percent),
+        "loss": ("cross-entropy", "{:.4f}".format),
+    }
     if result["data"]["num_labels"] <= 5:
         del columns["top5"]
-    return columns
+    return {key: column for key, column in columns.items() if key in result}
 
 
 def percent(fraction: float) -> str:
@@ -76,8 +96,12 @@ def spread(values: Sequence[float], form: Callable[[float], str]) -> str:
 
 
 def _with_interval(result: Results, key: str, form: Callable[[float], str]) -> str:
-    low, high = result.get("intervals", {}).get(key, (0, 0))  # of no width where resampling moves nothing: no interval
-    return form(result[key]) + (f" ({form(low)} to {form(high)})" if low < high else "")
+    return form(result[key]) + _interval(result.get("intervals", {}).get(key, (0, 0)), form)
+
+
+def _interval(interval: Sequence[float], form: Callable[[float], str]) -> str:
+    low, high = interval  # of no width where nothing could be otherwise: no interval
+    return f" ({form(low)} to {form(high)})" if low < high else ""
 
 
 def _seconds(seconds: float) -> str:
@@ -86,18 +110,24 @@ def _seconds(seconds: float) -> str:
 
 # ---------------------------------------------------------------------------------------------- classes
 def classes_section(results: list[Results]) -> str:
-    """Return which classes are told well and badly, and what is taken for what; counts of all runs together."""
+    """Return which classes are told well and badly, and what is taken for what; counts of all runs together.
+
+    The intervals of the classes are those of one run: several runs name the same pictures, so that their counts
+    together are not those of so many pictures.
+    """
     title = "## Strengths and weaknesses by class\n\n"
     if any("per_class" not in result for result in results):
         return f"{title}Scores by class: {_NOT_RECORDED}."
     counts: dict[str, list[int]] = {}
+    held: dict[str, str] = {}
     for result in results:
-        for name, n, correct in result["per_class"]:
+        for name, n, correct, *interval in result["per_class"]:
             found = counts.setdefault(name, [0, 0])
             found[0], found[1] = found[0] + n, found[1] + correct
+            held[name] = _interval(interval, "{:.1%}".format) if interval and len(results) == 1 else ""
     ranked = sorted(counts.items(), key=lambda item: (-item[1][1] / item[1][0], -item[1][0]))
     head = ["class", "right", "of", "share"]
-    rows = [[plain(name), f"{correct:,}", f"{n:,}", f"{correct / n:.1%}"] for name, (n, correct) in ranked]
+    rows = [[plain(name), f"{correct:,}", f"{n:,}", f"{correct / n:.1%}{held[name]}"] for name, (n, correct) in ranked]
     together = f", over the {len(results)} runs together" if len(results) > 1 else ""
     unseen = results[0]["data"]["num_labels"] - len(rows)
     parts = []
@@ -107,6 +137,8 @@ def classes_section(results: list[Results]) -> str:
         parts.append(f"The {_SHOWN} classes that are named rightly most often{together}:\n\n"
                      f"{table(head, rows[:_SHOWN])}")  # fmt: skip
         parts.append(f"The {_SHOWN} that are named rightly least often:\n\n{table(head, rows[: -_SHOWN - 1 : -1])}")
+    if len(results) == 1 and not any(held.values()):
+        parts.append(f"Confidence intervals of the classes: {_NOT_RECORDED}.")
     if unseen:
         parts.append(f"{unseen:,} of the classes have no picture in the split.")
     parts.append(_confusions(results))
@@ -132,8 +164,7 @@ def calibration_section(results: list[Results]) -> str:
     records = [result["calibration"] for result in results if "calibration" in result]
     if len(records) < len(results):
         return f"{title}Calibration: {_NOT_RECORDED}."
-    error = spread([record["expected_calibration_error"] for record in records], "{:.4f}".format)
-    brier = spread([record["brier"] for record in records], "{:.4f}".format)
+    error, brier = (_over_runs(results, key) for key in ("expected_calibration_error", "brier"))
     bins = _add_bins([record["bins"] for record in records])
     total = sum(count for count, _, _ in bins)
     confidence, accuracy = (sum(entry[0] * entry[place] for entry in bins) / total for place in (1, 2))
@@ -146,9 +177,27 @@ def calibration_section(results: list[Results]) -> str:
     return (
         f"{title}Expected calibration error {error}, Brier score {brier} (0 is perfect, 2 the worst).\n"
         f"The named class has a mean probability of {confidence:.1%} and is the right one in {accuracy:.1%}: "
-        f"{_verdict(confidence, accuracy, interval)}\n\n"
+        f"{_verdict(confidence, accuracy, interval)}\n{_temperature(results)}\n\n"
         + table(["stated probability", "pictures", "mean stated", "right"], rows)
     )
+
+
+def _temperature(results: list[Results]) -> str:
+    """Say by what to divide the logits, and what that is worth on pictures that it was not fitted to."""
+    if any("temperature" not in result["calibration"] for result in results):
+        return f"Temperature: {_NOT_RECORDED}."
+    temperature, error = (_over_runs(results, key) for key in ("temperature", "calibrated_error"))
+    return (
+        f"Logits divided by a temperature of {temperature} say best how sure the model may be; each half of the "
+        f"pictures divided by the one that fits the other half, the expected calibration error is {error}."
+    )
+
+
+def _over_runs(results: list[Results], key: str) -> str:
+    """Return a figure of calibration: of one run with its interval, of several with its spread."""
+    form = "{:.3f}".format if key == "temperature" else "{:.4f}".format
+    held = _interval(results[0].get("intervals", {}).get(key, (0, 0)), form) if len(results) == 1 else ""
+    return spread([result["calibration"][key] for result in results], form) + held
 
 
 def _add_bins(runs: list[list[list[Any]]]) -> list[tuple[int, float, float]]:
