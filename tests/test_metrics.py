@@ -4,9 +4,43 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    log_loss,
+    recall_score,
+    top_k_accuracy_score,
+)
 
-from vit_hf.evaluation.metrics import Top1, Top5, load_metrics, top_k_correct
+from vit_hf.evaluation.calibration import calibrate
+from vit_hf.evaluation.metrics import (
+    BalancedAccuracy,
+    Brier,
+    CalibratedError,
+    ExpectedCalibrationError,
+    NegativeLogLikelihood,
+    PerClass,
+    RealTop1,
+    SuperclassTop1,
+    Top1,
+    Top5,
+    load_metrics,
+    top_k_correct,
+)
+from vit_hf.evaluation.superclasses import CIFAR100
+
+NAMES = [name for names in CIFAR100.values() for name in names]  # 5 of a superclass in a row
+OF_LABELS = (
+    Top1,
+    Top5,
+    PerClass,
+    BalancedAccuracy,
+    NegativeLogLikelihood,
+    Brier,
+    ExpectedCalibrationError,
+    CalibratedError,
+)
 
 
 def _scores(samples: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,7 +106,165 @@ def test_infinite_scores_are_ordered():
     assert top_k_correct(scores, torch.tensor([2, 0]), 1).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("classes", [2, 7, 100])
+def test_accuracies_of_classes_and_their_mean_equal_scikit_learn(classes):
+    scores, labels = _scores(2_000, classes)
+    named = scores.argmax(1).numpy()
+    expected = recall_score(labels.numpy(), named, average=None, labels=np.arange(classes), zero_division=0)
+    np.testing.assert_allclose(PerClass().compute(predictions=scores, references=labels)["per_class"], expected)
+    balanced = BalancedAccuracy().compute(predictions=scores, references=labels)["balanced_accuracy"]
+    assert balanced == pytest.approx(balanced_accuracy_score(labels.numpy(), named), abs=1e-12)
+
+
+def test_a_class_without_samples_has_no_accuracy_and_does_not_count_in_the_mean():
+    scores = torch.tensor([[9.0, 1.0, 2.0], [9.0, 1.0, 2.0], [1.0, 0.0, 5.0], [9.0, 1.0, 2.0]])
+    labels = torch.tensor([0, 2, 2, 0])
+    assert PerClass().compute(predictions=scores, references=labels) == {"per_class": [1.0, None, 0.5]}
+    assert BalancedAccuracy().compute(predictions=scores, references=labels) == {"balanced_accuracy": 0.75}
+
+
+@pytest.mark.parametrize("classes", [2, 7, 100])
+def test_cross_entropy_and_brier_score_equal_scikit_learn(classes):
+    scores, labels = _scores(1_000, classes)
+    probabilities, every = scores.softmax(dim=1).numpy(), np.arange(classes)
+    found = load_metrics((NegativeLogLikelihood, Brier)).compute(predictions=scores, references=labels)
+    assert found["loss"] == pytest.approx(log_loss(labels.numpy(), probabilities, labels=every), abs=1e-12)
+    if classes > 2:  # of 2 classes scikit-learn takes the probability of one
+        expected = brier_score_loss(labels.numpy(), probabilities, labels=every, scale_by_half=False)
+    else:
+        expected = 2 * brier_score_loss(labels.numpy(), probabilities[:, 1])
+    assert found["brier"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_loss_is_finite_where_a_probability_is_below_all_numbers():
+    found = load_metrics((NegativeLogLikelihood, Brier)).compute(predictions=[[0.0, 5000.0]], references=[0])
+    assert found == {"loss": 5000.0, "brier": 2.0}
+
+
+def test_the_calibration_error_is_that_of_the_confidences():
+    scores, labels = _scores(1_000, 10)
+    confidence, named = (values.numpy() for values in scores.softmax(dim=1).max(dim=1))
+    expected = calibrate(confidence, (named == labels.numpy()).astype(float))["expected_calibration_error"]
+    found = ExpectedCalibrationError().compute(predictions=scores, references=labels)
+    assert found == {"expected_calibration_error": pytest.approx(expected, abs=1e-12)}
+
+
+def test_a_wrong_temperature_is_found_and_taken_out():
+    logits = 2 * torch.randn(6_000, 10)
+    labels = logits.softmax(dim=1).multinomial(1)[:, 0]
+    metrics = load_metrics((ExpectedCalibrationError, CalibratedError))
+    found = metrics.compute(predictions=4 * logits, references=labels)
+    assert found["temperature"] == pytest.approx(4, rel=0.1)
+    assert found["calibrated_error"] < 0.03 < 0.2 < found["expected_calibration_error"]
+
+
+def test_a_superclass_is_named_by_any_of_its_classes_but_not_by_a_tie_with_another():
+    scores = torch.zeros(5, 100)
+    scores[0, 3] = 1  # of superclass 0, as the label 1 is
+    scores[1, 5] = 1  # of superclass 1, as the label 1 is not
+    scores[2, [0, 4]] = 1  # a tie within superclass 0
+    scores[3, [0, 5]] = 1  # a tie of superclasses 0 and 1; in row 4 of all
+    metrics = load_metrics((SuperclassTop1(NAMES), Top1))
+    found = metrics.compute(predictions=scores, references=[1, 1, 1, 0, 0])
+    assert found == {"superclass_top1": 2 / 5, "top1": 0.0}
+
+
+def test_superclasses_of_other_classes_are_an_error():
+    with pytest.raises(ValueError, match=r"no superclasses of these 2 classes \(first: \['cat', 'dog'\]\)"):
+        SuperclassTop1(["cat", "dog"])
+    with pytest.raises(ValueError, match="the scores have 10 classes; expected 100"):
+        SuperclassTop1(NAMES).compute(predictions=torch.randn(2, 10), references=[0, 1])
+
+
+def test_a_picture_is_named_rightly_by_any_of_its_real_labels_and_not_counted_without():
+    scores = torch.tensor(
+        [[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [3.0, 3.0, 2.0], [3.0, 3.0, 2.0], [0.0, 0.0, 0.0]]
+    )
+    real = [[2, 0], [1, 2], [], [0, 1], [0], [2, 1, 0]]  # right, wrong, none, a tie within, a tie without, all
+    assert RealTop1().compute(predictions=scores, real_labels=real) == {"real_top1": 3 / 5, "real_n": 5}
+    assert RealTop1().compute(predictions=scores[:1], real_labels=[[]]) == {"real_top1": None, "real_n": 0}
+
+
+def test_real_labels_of_one_class_each_give_the_top1():
+    scores, labels = _scores(300, 10)
+    scores[:50] = scores[:50].round()  # ties
+    found = RealTop1().compute(predictions=scores, real_labels=[[int(label)] for label in labels])
+    assert found == {"real_top1": Top1().compute(predictions=scores, references=labels)["top1"], "real_n": 300}
+
+
+@pytest.mark.parametrize(
+    ("real", "message"),
+    [
+        ([[0], [3]], "label 3 of sample 1 is outside the classes; expected 0 to 2"),
+        ([[-1], [0]], "label -1 of sample 0 is outside"),
+        ([[0]], "1 sets of labels for 2 samples"),
+        (None, "real_labels is None; expected both predictions and real_labels"),
+    ],
+)
+def test_real_labels_that_do_not_fit_raise(real, message):
+    with pytest.raises(ValueError, match=message):
+        RealTop1().add_batch(predictions=torch.randn(2, 3), real_labels=real)
+
+
 # ---------------------------------------------------------------------------------------------- use
+def all_metrics() -> evaluate.CombinedEvaluations:
+    return evaluate.combine([*(metric() for metric in OF_LABELS), SuperclassTop1(NAMES), RealTop1()])
+
+
+def test_all_metrics_combine_whole_in_batches_and_sample_by_sample():
+    scores, labels = _scores(60, 100)
+    scores = scores.float()
+    real = [[int(label), 3] if label % 2 else [] for label in labels]
+    whole = all_metrics().compute(predictions=scores, references=labels, real_labels=real)
+    assert set(whole) == {
+        *("top1", "top5", "per_class", "balanced_accuracy", "loss", "brier", "expected_calibration_error"),
+        *("temperature", "calibrated_error", "superclass_top1", "real_top1", "real_n"),
+    }
+    batches, singles = all_metrics(), all_metrics()
+    for rows in (slice(0, 25), slice(25, 26), slice(26, 60)):
+        batches.add_batch(predictions=scores[rows], references=labels[rows], real_labels=real[rows])
+    for row in range(60):
+        singles.add(prediction=scores[row], reference=labels[row], real_labels=real[row])
+    assert batches.compute() == singles.compute() == whole
+    alone = {}
+    for metric in OF_LABELS:
+        alone |= metric().compute(predictions=scores, references=labels)
+    assert {name: whole[name] for name in alone} == alone
+
+
+def test_the_order_of_the_samples_changes_nothing():
+    """But for the halves of the temperature, which take turns in their order."""
+    scores, labels = _scores(500, 10)
+    order, metrics = torch.randperm(500), load_metrics(OF_LABELS[:-1])
+    whole = metrics.compute(predictions=scores, references=labels)
+    assert metrics.compute(predictions=scores[order], references=labels[order]) == whole
+
+
+def test_what_is_kept_of_a_sample_is_not_its_scores():
+    """Fixed width, so that the bytes are known: 2 numbers a sample, and the bits that say that they are there."""
+    scores, labels = _scores(1_000, 100)
+    for metric in (*(kind() for kind in OF_LABELS[:-1]), SuperclassTop1(NAMES)):
+        metric.add_batch(predictions=scores, references=labels)
+        metric._finalize()
+        assert metric.data.data.nbytes <= 1_000 * 16 + 500
+
+
+def test_probabilities_where_logits_are_meant_are_pointed_out():
+    probabilities = torch.randn(20, 4).softmax(dim=1)
+    labels = torch.zeros(20, dtype=torch.int64)
+    with pytest.warns(UserWarning, match="negative_log_likelihood takes logits, and these scores look like probab"):
+        NegativeLogLikelihood().compute(predictions=probabilities, references=labels)
+    expected = -probabilities[:, 0].log().mean().item()
+    found = NegativeLogLikelihood().compute(predictions=probabilities.log(), references=labels)
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    Top1().compute(predictions=probabilities, references=labels)
+
+
+def test_infinite_logits_have_no_probabilities():
+    with pytest.raises(ValueError, match="some scores are infinite; expected finite logits"):
+        Brier().compute(predictions=[[0.0, float("inf")]], references=[1])
+
+
 def test_batches_of_any_size_give_the_result_of_the_whole():
     scores, labels = _scores(103, 10)
     whole = load_metrics().compute(predictions=scores, references=labels)
@@ -126,7 +318,8 @@ def test_labels_are_taken_in_every_integer_type(dtype):
 def test_scoring_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    load_metrics().compute(predictions=torch.randn(4, 6), references=[0, 1, 2, 3])
+    real = [[0], [], [1, 2], [99]]
+    all_metrics().compute(predictions=torch.randn(4, 100), references=[0, 1, 2, 3], real_labels=real)
     assert list(tmp_path.iterdir()) == []
 
 
