@@ -14,6 +14,7 @@ from vit_hf import VitHfImageProcessor
 from vit_hf.data.images import BadImageError, read_image
 from vit_hf.data.loading import (
     Address,
+    FullBatches,
     StepSampler,
     TrainRows,
     TrainStream,
@@ -260,6 +261,21 @@ def test_evaluation_batches_are_always_full_and_none_is_needless(processor, stre
     found = list(evaluation_loader(split.to_iterable_dataset() if streamed else split, processor))
     assert [len(batch["rows"]) for batch in found] == [8] * batches
     assert torch.cat([batch["rows"] for batch in found]).unique().tolist() == list(range(rows))
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+@pytest.mark.parametrize("rows", [5, 51, 96])
+def test_several_processes_take_the_batches_that_one_takes(processes, rows):
+    shards = [
+        list(BatchSamplerShard(FullBatches(rows, 8 * processes), processes, index, split_batches=True))
+        for index in range(processes)
+    ]
+    assert {len(batches) for batches in shards} == {len(shards[0])}
+    taken = [batch for step in zip(*shards, strict=True) for batch in step]
+    alone = list(FullBatches(rows, 8))
+    assert len(alone) == -(-rows // 8)
+    assert taken[: len(alone)] == alone
+    assert all(batch == [rows - 1] * 8 for batch in taken[len(alone) :])
 
 
 def test_a_picture_that_fills_up_a_batch_is_decoded_once(processor, monkeypatch):

@@ -115,6 +115,29 @@ def test_an_error_at_a_later_size_leaves_nothing(model, data, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_reassessed_labels_are_measured_at_each_size_and_looked_at_before_anything_runs(model, data, tmp_path, capsys):
+    (tmp_path / "real.json").write_text(json.dumps([[0, 1, 2, 3, 4]] * 23))
+    words = [
+        "evaluate",
+        str(model),
+        "--data",
+        data,
+        "--curve",
+        "8x8,16x24",
+        "--real-labels",
+        str(tmp_path / "real.json"),
+    ]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    for name in ("8x8", "16x24"):
+        results = json.loads((tmp_path / "out" / name / "results.json").read_text())
+        assert (results["real_top1"], results["real_n"]) == (1.0, 23)
+    capsys.readouterr()
+    (tmp_path / "real.json").write_text("[[0]]")
+    assert main([*words, "--output", str(tmp_path / "none")]) == 1
+    assert "has labels of 1 pictures, the split has 23" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 # ---------------------------------------------------------------------------------------------- the figure
 def test_the_figure_shows_top1_its_interval_and_the_own_size():
     (ax,) = draw_accuracy_by_size(ROWS, trained_size=(32, 32)).axes

@@ -68,7 +68,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    chosen: dict[str, Any] = {name: getattr(options, name) for name in ("data", "split", "output", "batch_size")}
+    shared = ("data", "split", "output", "batch_size", "real_labels")
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in shared}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks: dict[str, Any] = {}
 
@@ -90,7 +91,6 @@ def _evaluate(options: argparse.Namespace) -> int:
             measured = evaluate(
                 options.model,
                 **chosen,
-                real_labels=options.real_labels,
                 views=Views(image_sizes=options.image_size, crops=options.crops, flip=options.flip),
                 on_batch=lambda done, total: show("scoring", done, total),
             )

@@ -95,8 +95,7 @@ def evaluate(
         predictions = read_predictions(file) if accelerator.is_main_process else None
     else:
         subject = open_subject(model, data=data, split=split)
-        if real_labels is not None and (total := num_rows(subject.rows)) is not None:  # before anything runs
-            read_real_labels(real_labels, num_samples=total, num_classes=len(subject.label_names))
+        check_real_labels(subject, real_labels)
         predictions = predict_split(subject, views, accelerator, batch_size=batch_size, on_batch=on_batch)
     if predictions is None:
         return None
@@ -130,6 +129,13 @@ def open_subject(model: str | Path, *, data: str | None, split: str | None) -> S
     if split == "validation" and pictures.validation is not None:
         return Subject(network, processor, pictures, pictures.validation, split)
     return Subject(network, processor, pictures, pictures.source.split(split), split)
+
+
+def check_real_labels(subject: Subject, real_labels: str | Path | None) -> None:
+    """Raise, before anything runs, what `read_real_labels` does unless the file is of the split; a stream has no N."""
+    total = num_rows(subject.rows)
+    if real_labels is not None and total is not None:
+        read_real_labels(real_labels, num_samples=total, num_classes=len(subject.label_names))
 
 
 def predict_split(

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ..configuration_vit_hf import VitHfConfig
 from ..inspection.style import BLUE, LIGHT, Theme, add_legend, new_figure, save_figure, style_axes
 from .output import check_output, published, write_json, write_scores
-from .run import find_scores, measure, new_accelerator, open_subject, predict_split
+from .run import check_real_labels, find_scores, measure, new_accelerator, open_subject, predict_split
 from .views import Views, check_size, say_sizes
 
 OnBatch = Callable[[tuple[int, int], int, int | None], None]
@@ -35,6 +35,7 @@ def evaluate_sizes(
     batch_size: int = 64,
     crops: int = 1,
     flip: bool = False,
+    real_labels: str | Path | None = None,
     on_batch: OnBatch = lambda size, done, total: None,
 ) -> dict[str, Any] | None:
     """Score a split at each of several image sizes; arguments and errors beyond these as of `evaluate`.
@@ -48,6 +49,7 @@ def evaluate_sizes(
         batch_size: pictures a process takes at once.
         crops: views at each size, 1 or 5.
         flip: show each view mirrored too.
+        real_labels: file of ImageNet's reassessed labels, for the results of each size.
         on_batch: called on the main process after each batch with the size, pictures scored and their total.
 
     Returns:
@@ -68,6 +70,7 @@ def evaluate_sizes(
     config = subject.model.config
     for size in sizes:
         check_size(config, size)
+    check_real_labels(subject, real_labels)
     with contextlib.ExitStack() as stack:
         made = stack.enter_context(published(folder)) if folder is not None and accelerator.is_main_process else None
         rows = []
@@ -83,7 +86,7 @@ def evaluate_sizes(
             if predictions is None:
                 continue
             seconds = round(time.perf_counter() - started, 1)
-            results = {**measure(predictions), "model": str(model)}
+            results = {**measure(predictions, real_labels), "model": str(model)}
             rows.append({**_row(config, size, results), "seconds": seconds})
             if made is not None:
                 place = made / "{}x{}".format(*size)
