@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, VitHfImageProcessor, VitHfImageProcessorPil
-from vit_hf.inspection.attention import attention_map, head_maps, lay_over, model_view, probe_attention, rollout
+from vit_hf.inspection.attention import attention_map, attention_maps, lay_over, model_view, probe_attention, rollout
 
 POOLINGS = ("cls", "gap", "map")
 
@@ -120,7 +120,7 @@ def test_rollout_of_a_model_of_two_blocks_is_the_product_worked_out_by_hand(tiny
     torch.testing.assert_close(found, torch.tensor([[[0.3525 / 0.5575, 0.205 / 0.5575]]]))
     last = attention_map(model, torch.zeros(1, 3, 4, 16))
     torch.testing.assert_close(last, torch.tensor([[[0.6 / 0.9, 0.3 / 0.9]]]))
-    heads = head_maps(model, torch.zeros(1, 3, 4, 16))
+    heads = attention_maps(model, torch.zeros(1, 3, 4, 16)).heads
     torch.testing.assert_close(heads, torch.tensor([[[[0.5 / 0.8, 0.3 / 0.8]], [[0.7 / 1.0, 0.3 / 1.0]]]]))
 
 
@@ -171,7 +171,10 @@ def test_the_map_of_a_head_is_its_own_row_of_the_last_step(tiny, randomise, pool
     images = torch.randn(2, 3, 16, 24)
     outputs = model.vit(images, output_attentions=True)
     prefix = model.config.num_prefix_tokens
-    found = head_maps(model, images)
+    maps = attention_maps(model, images)
+    for method, own in {"last": maps.last, "rollout": maps.rollout}.items():
+        assert torch.equal(own, attention_map(model, images, method=method))
+    found = maps.heads
     assert found.shape == (2, 4, 4, 3)
     for image in range(2):
         for head in range(4):
@@ -223,7 +226,7 @@ def test_what_has_no_map_says_so(tiny):
     with pytest.raises(ValueError, match="VitHfForMaskedImageModeling pools nothing"):
         attention_map(VitHfForMaskedImageModeling(tiny()), images)
     with pytest.raises(ValueError, match="VitHfForMaskedImageModeling pools nothing"):
-        head_maps(VitHfForMaskedImageModeling(tiny()), images)
+        attention_maps(VitHfForMaskedImageModeling(tiny()), images)
     with pytest.raises(ValueError, match="method is 'first'; expected 'last' or 'rollout'"):
         attention_map(VitHfForImageClassification(tiny()), images, method="first")
 

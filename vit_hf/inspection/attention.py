@@ -16,6 +16,7 @@ decides: MLPs, values and signs are left out.
 Shapes: B batch, C channels, H x W pixels, h x w patch grid, N tokens (prefix P, then h*w patches), A heads, K head dim.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import matplotlib
@@ -56,38 +57,30 @@ def attention_map(
     if method not in ("last", "rollout"):
         raise ValueError(f"method is {method!r}; expected 'last' or 'rollout'")
     encoder, outputs = _run(model, pixel_values)
-    config = model.config
-    if method == "last":
-        weights = _last_step(encoder, outputs).mean(dim=1)  # (B, N)
-    else:
-        attentions = [heads.float().mean(dim=1) for heads in cast(tuple, outputs.attentions)]  # layers of (B, N, N)
-        start = attentions[0].new_zeros(attentions[0].shape[:2])  # (B, N), of the pooled vector on the last tokens
-        if config.pooling == "map":
-            start = _last_step(encoder, outputs).mean(dim=1)
-        else:
-            start[:, _rows(config)] = 1
-            start = start / start.sum(dim=1, keepdim=True)
-        weights = (start[:, None] @ rollout(attentions))[:, 0]
-    return _shares(weights, config)
+    weights = _rolled(encoder, outputs) if method == "rollout" else _last_step(encoder, outputs).mean(dim=1)
+    return _shares(weights, model.config)
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """What one pass over images tells of their attention; each map is at least 0 and sums to 1."""
+
+    last: torch.Tensor
+    """(B, h, w), float32 on the CPU: `attention_map` with method "last"."""
+    rollout: torch.Tensor
+    """(B, h, w), likewise with method "rollout"."""
+    heads: torch.Tensor
+    """(B, A, h, w), likewise: the last step head by head, of the last block or of the probe. A head that gives nothing
+    to patches is even."""
 
 
 @torch.no_grad()
-def head_maps(model: VitHfForImageClassification | VitHfModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Return how much each patch weighs in the last step, head by head: those of the last block, or of the probe.
-
-    Args:
-        model: in evaluation mode; any attention backend.
-        pixel_values: (B, C, H, W), float, as the image processor gives it.
-
-    Returns:
-        (B, A, h, w), float32 on the CPU, at least 0, each head of each image summing to 1. A head that gives nothing to
-        patches is even.
-
-    Raises:
-        ValueError: a model without pooling.
-    """
+def attention_maps(model: VitHfForImageClassification | VitHfModel, pixel_values: torch.Tensor) -> AttentionMaps:
+    """Return all maps of images from one pass; arguments and errors are those of `attention_map`."""
     encoder, outputs = _run(model, pixel_values)
-    return _shares(_last_step(encoder, outputs), model.config)
+    heads, rolled = _last_step(encoder, outputs), _rolled(encoder, outputs)
+    last, rolled, heads = (_shares(weights, model.config) for weights in (heads.mean(dim=1), rolled, heads))
+    return AttentionMaps(last, rolled, heads)
 
 
 def _run(
@@ -116,6 +109,18 @@ def _last_step(encoder: VitHfModel, outputs: BaseModelOutputWithPooling) -> torc
     prefix = config.num_prefix_tokens
     probe = probe_attention(pooling, cast(torch.Tensor, outputs.last_hidden_state)[:, prefix:])  # (B, A, h*w)
     return F.pad(probe.float(), (prefix, 0))
+
+
+def _rolled(encoder: VitHfModel, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
+    """Return the weights of the tokens by rollout, (B, N), float32."""
+    attentions = [heads.float().mean(dim=1) for heads in cast(tuple, outputs.attentions)]  # layers of (B, N, N)
+    if encoder.config.pooling == "map":
+        start = _last_step(encoder, outputs).mean(dim=1)  # (B, N), of the pooled vector on the last tokens
+    else:
+        start = attentions[0].new_zeros(attentions[0].shape[:2])
+        start[:, _rows(encoder.config)] = 1
+        start = start / start.sum(dim=1, keepdim=True)
+    return (start[:, None] @ rollout(attentions))[:, 0]
 
 
 def _shares(weights: torch.Tensor, config: VitHfConfig) -> torch.Tensor:
@@ -215,4 +220,13 @@ def enlarged(view: Image.Image) -> Image.Image:
     return view.resize((view.width * times, view.height * times), Image.Resampling.NEAREST)
 
 
-__all__ = ["attention_map", "enlarged", "head_maps", "lay_over", "model_view", "probe_attention", "rollout"]
+__all__ = [
+    "AttentionMaps",
+    "attention_map",
+    "attention_maps",
+    "enlarged",
+    "lay_over",
+    "model_view",
+    "probe_attention",
+    "rollout",
+]

@@ -48,7 +48,7 @@ def draw_attention(
     legend.set_axis_off()
     legend.set(xlim=(0, 1), ylim=(0, 1))
     lines = [
-        *([shortened(answer[0], _WIDTH / 2 - 2 * _MARGIN), f"  {answer[1]:.1%}"] if answer else []),
+        *([shortened(f"predicted {answer[0]}", _WIDTH / 2 - 2 * _MARGIN), f"  with {answer[1]:.1%}"] if answer else []),
         "weight of a patch:",
         f"  last step {_range(last)}",
         f"  rollout {_range(rolled)}",
@@ -71,7 +71,7 @@ def draw_heads(view: Image.Image, maps: torch.Tensor, *, theme: Theme = LIGHT) -
 
     Args:
         view: the picture, as `model_view` gives it.
-        maps: (A, h, w), float: `head_maps` of it.
+        maps: (A, h, w), float: `AttentionMaps.heads` of it.
         theme: light or dark.
     """
     columns = min(4, len(maps))

@@ -81,7 +81,17 @@ def draw_attention_distance(model: VitHfPreTrainedModel, distances: torch.Tensor
     ax = figure.subplots()
     ax.axhline(even, color=theme.grey, linestyle=":", linewidth=1.2, label=f"even attention ({even:.1f} px)")
     places = [block for block in blocks for _ in range(heads.shape[1])]
-    ax.scatter(places, heads.flatten(), s=18, color=SKY, edgecolors=BLUE, linewidths=0.6, label="one head", zorder=3)
+    ax.scatter(
+        places,
+        heads.flatten(),
+        s=18,
+        color=SKY,
+        edgecolors=BLUE,
+        linewidths=0.6,
+        label="one head",
+        zorder=3,
+        clip_on=False,
+    )
     ax.plot(blocks, heads.mean(dim=1), "-", color=VERMILION, linewidth=1.2, label="mean of the heads")
     style_axes(ax, "block (depth)", "mean attention distance (px)", theme=theme)
     ax.set_ylim(

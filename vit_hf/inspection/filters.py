@@ -105,7 +105,8 @@ def draw_filters(model: VitHfPreTrainedModel, *, theme: Theme = LIGHT) -> Figure
         x, y = left + column * tile_w * (1 + gap), height - top - row * pitch_h - tile_h
         ax = figure.add_axes((x / _WIDTH, y / height, tile_w / _WIDTH, tile_h / height))
         ax.imshow(tile, interpolation="nearest", aspect="auto")
-        ax.set_axis_off()
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set(color=theme.grey, linewidth=0.4)  # a white tile shows on white paper
         words = f"{share:.1%}" if share < 0.0995 else f"{share:.0%}"
         ax.set_title(words, fontsize=FONT_SIZE - 2, color=theme.ink, y=0, pad=-9)
     together = f"{len(tiles)} principal components of {found.filters:,} filters of {patch_h} x {patch_w} px, with"

@@ -6,7 +6,7 @@
     attention_<picture>.png   the picture as the model sees it, the last step of attention over it, the rollout
     heads_<picture>.png       each head of the last step
     patches_<picture>.png     the picture as the model cuts it
-    inspection.json           sizes and costs by layer, and the numbers of all figures
+    inspection.json           sizes and costs by layer, and the numbers of all figures; rows and columns count from 0
 
 Attention and patches need pictures; those of a single picture are drawn for the first few.
 """
@@ -26,7 +26,7 @@ from PIL import Image
 
 from ..image_processing_vit_hf import VitHfImageProcessor, VitHfImageProcessorPil
 from ..modeling_vit_hf import VitHfForImageClassification
-from .attention import attention_map, head_maps, model_view
+from .attention import attention_maps, model_view
 from .attention_plots import draw_attention, draw_heads
 from .distance import attention_distance, draw_attention_distance, patch_distances
 from .filters import draw_filters, filter_components
@@ -148,15 +148,15 @@ def _one(
     probability, index = (value.item() for value in probabilities.max(dim=0))
     label = cast(dict[int, str], model.config.id2label)[int(index)]
     view = model_view(processor, pixels)[0]
-    last, rolled = attention_map(model, pixels)[0], attention_map(model, pixels, method="rollout")[0]
-    heads = head_maps(model, pixels)[0]
+    maps = attention_maps(model, pixels)
+    last, rolled, heads = maps.last[0], maps.rollout[0], maps.heads[0]
     files = [
         writer.save(draw_attention(view, last, rolled, answer=(label, probability)), f"attention_{name}.png"),
         writer.save(draw_heads(view, heads), f"heads_{name}.png"),
         writer.save(draw_patches(view, model.config), f"patches_{name}.png"),
     ]
-    maps = {"last_step": _listed(last), "rollout": _listed(rolled), "heads": _listed(heads)}
-    return {"label": label, "probability": round(probability, 6), "files": files, **maps}
+    numbers = {"last_step": _listed(last), "rollout": _listed(rolled), "heads": _listed(heads)}
+    return {"label": label, "probability": round(probability, 6), "files": files, **numbers}
 
 
 def _file_name(name: str, taken: set[str]) -> str:

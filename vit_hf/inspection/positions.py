@@ -55,7 +55,7 @@ def draw_position_similarity(model: VitHfPreTrainedModel, *, theme: Theme = LIGH
     lowest = min(np.floor(similarity.min() * 5) / 5, 0.8)  # the scale's lower end, a fifth at or below the least
     total_h, total_w = len(rows) * (tile_h + gap) - gap, len(columns) * (tile_w + gap) - gap
     width = 4.2
-    figure = new_figure(width, min(max(3.3 * total_h / total_w, 1.2), 6.0) + 0.6, theme=theme)
+    figure = new_figure(width, min(max(2.9 * total_h / total_w, 1.4), 6.0) + 0.55, theme=theme)
     ax = figure.subplots()
     image = None
     for place_y, row in enumerate(rows):
