@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from transformers.utils import logging
 
 from .. import __version__
-from . import dataset, demo, evaluation, export, hub, models, reproduce, training, weights
+from . import dataset, demo, evaluation, export, hub, inspection, models, reproduce, training, weights
 
 DESCRIPTION = "Train, evaluate, convert, share and look at Vision Transformers in the Hugging Face ecosystem."
-ROOMS = (training, evaluation, models, reproduce, hub, dataset, demo, export, weights)
+ROOMS = (training, evaluation, models, inspection, reproduce, hub, dataset, demo, export, weights)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

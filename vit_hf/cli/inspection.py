@@ -1,0 +1,138 @@
+"""`vit-hf summary`, `inspect`."""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .words import Add, positive
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..configuration_vit_hf import VitHfConfig
+
+TEST_PICTURES, TEST_DRAWN = 32, 4  # of a run folder's own data: measured, and drawn one by one
+DRAWN = 12  # of pictures that are given
+
+
+def add_commands(add: Add) -> None:
+    """Add the commands that describe a model."""
+    summary = add("summary", _summary, "Print parameters, FLOPs and memory of a network, or compare several.")
+    names = "variant such as B/16 or R50+B/16, model folder, weights file or Hub id (default: all variants)"
+    summary.add_argument("models", nargs="*", metavar="MODEL", help=names)
+    summary.add_argument("--image-size", type=positive, metavar="N", help="pixels (default: 224, or a model's own)")
+    summary.add_argument("--num-labels", type=positive, metavar="N", help="classes (default: 1000, or a model's own)")
+
+    inspect = add(
+        "inspect",
+        _inspect,
+        "Draw what a model has learned: filters, positions, attention distance, attention over pictures, patches.",
+        epilog="Without pictures, those of the test split of a run folder are taken.",
+    )
+    inspect.add_argument("model", metavar="MODEL", help="model folder, weights file or Hub id")
+    inspect.add_argument("images", nargs="*", metavar="IMAGE", help="picture files")
+    inspect.add_argument("--output", metavar="DIR", help="new folder (default: MODEL-inspection in this folder)")
+
+
+def _summary(options: argparse.Namespace) -> int:
+    from rich.console import Console, RenderableType
+
+    from ..inspection.summary import compare, render, summarise
+    from ..variants import VARIANTS
+
+    console = Console()
+    sizes = {"image_size": options.image_size, "num_labels": options.num_labels}
+    sizes = {name: value for name, value in sizes.items() if value is not None}
+    with console.status("counting"):
+        configs = {name: _config(name, sizes) for name in options.models or VARIANTS}
+        if len(options.models) == 1:
+            name, config = next(iter(configs.items()))
+            shown: RenderableType = render(summarise(config), title=name)
+        else:
+            shown = compare(configs)
+    console.print(shown)
+    return 0
+
+
+def _config(name: str, sizes: dict[str, int]) -> "VitHfConfig":
+    """Return the config of a variant, or of a model: what is on disk, or looks like a Hub id and like no variant."""
+    from ..variants import variant
+
+    if not Path(name).exists() and ("/" not in name or re.fullmatch(r"[\w+]+/\d+", name)):
+        return variant(name, **sizes)
+    from ..checkpoints.load import load_config
+
+    return load_config(name, **sizes)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from ..checkpoints.load import load_model
+    from ..evaluation.output import check_output, published
+    from ..inspection.folder import write_inspection
+    from ..inspection.summary import render, summarise
+
+    path = Path(options.model).resolve()
+    output = Path(options.output or f"{path.stem if path.is_file() else path.name}-inspection")
+    check_output(output)
+    pictures = _given(options.images) if options.images else _tested(Path(options.model))
+    model, processor = load_model(options.model)
+    summary = summarise(model.config)
+    Console().print(render(summary, title=options.model))
+    with Console(stderr=True).status("drawing") as status, published(output) as folder:
+        written = write_inspection(
+            model.eval(),
+            processor,
+            pictures,
+            folder,
+            summary=summary,
+            drawn=DRAWN if options.images else TEST_DRAWN,
+            name=options.model,
+            on_step=lambda what: status.update(what),
+        )
+    if model.config.resnet_stem_layers is not None:
+        print("\nfilters: none of pixels; the patch projection of a hybrid sees the feature maps of its ResNet stem")
+    if (count := len(options.images)) > DRAWN:
+        print(f"\nattention distance: over all {count:,} pictures; the other figures are of the first {DRAWN}")
+    print(f"\nwritten to {output}:\n  " + "\n  ".join(written))
+    return 0
+
+
+def _given(paths: list[str]) -> Iterator[tuple[str, "Image"]]:
+    """Read picture files when they are needed, by their names without suffix; all are looked for at once."""
+    from ..data.images import read_image
+    from ..image_processing_vit_hf import to_rgb
+
+    if missing := [path for path in paths if not Path(path).is_file()]:
+        raise FileNotFoundError(f"no picture {missing[0]}; check the path")
+    return ((Path(path).stem, to_rgb(read_image(path, where=path))) for path in paths)
+
+
+def _tested(folder: Path) -> Iterator[tuple[str, "Image"]]:
+    """Read the first pictures of a run folder's own test split; none of a model that tells no data."""
+    from ..data.images import read_image
+    from ..data.pictures import open_pictures
+    from ..evaluation.run import trained_on
+    from ..image_processing_vit_hf import to_rgb
+
+    if not (folder / "recipe.yaml").is_file():
+        print("no pictures: give IMAGE ... for attention and patches", file=sys.stderr)
+        return iter(())
+    try:
+        opened = open_pictures(trained_on(folder))
+    except (OSError, ValueError) as error:
+        print(f"no pictures ({error}): give IMAGE ... for attention and patches", file=sys.stderr)
+        return iter(())
+    source, split = opened.source, opened.test_name
+    return (
+        (
+            f"{split}_{row}_is_{opened.id2label[sample[source.label_column]]}",
+            to_rgb(read_image(sample[source.image_column], where=f"row {row} of split {split}")),
+        )
+        for row, sample in enumerate(islice(opened.test, TEST_PICTURES))
+    )
