@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +92,9 @@ def write_features(folder: Path, about: dict[str, Any], *, vectors: np.ndarray, 
     path = features_path(folder, about)
     header = {"about": json.loads(_canonical(about)), "sha256": _digest(vectors=vectors, labels=labels)}
     content = save({"vectors": vectors, "labels": labels}, metadata={_HEADER: json.dumps(header, sort_keys=True)})
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.stem[:16]}-", suffix=".new")
+    temporary = folder / f".{path.stem}-{os.getpid()}.new"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -105,7 +104,7 @@ def write_features(folder: Path, about: dict[str, Any], *, vectors: np.ndarray, 
             f"{len(content):,} bytes of features cannot be written to {folder} ({error}); {_remedy()}"
         ) from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _canonical(about: dict[str, Any]) -> str:

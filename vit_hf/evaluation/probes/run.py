@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from ... import __version__
 from ...data.pictures import DataFields, open_pictures
 from ..bootstrap import percentile_interval, resample_means
+from ..output import RESULTS, check_output, published, write_json
 from ..run import trained_on
 from .features import Features, load_frozen, split_features
 from .fewshot import SEEDS, SHOTS, probe_fewshot
@@ -22,7 +23,6 @@ from .vtab import open_task, probe_task, summarise
 from .vtab_tasks import get_task
 
 METHODS = ("fewshot", "knn", "logistic")
-RESULTS = "results.json"
 Progress = Callable[[str, int, int], None]
 
 
@@ -67,7 +67,7 @@ def probe(
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
         raise ValueError(f"methods {list(methods)}; expected some of {', '.join(METHODS)}")
-    folder = _new_folder(output)
+    folder = check_output(output)
     pictures = open_pictures(DataFields(source=data) if data is not None else trained_on(Path(model)))
     frozen = load_frozen(model)
     accelerator = Accelerator()
@@ -134,7 +134,7 @@ def probe_vtab(
         What `vtab.probe_task` gives, and model, weights (SHA-256), data; None on other than the main process.
     """
     task = get_task(task_name)
-    folder = _new_folder(output)
+    folder = check_output(output)
     opened = open_task(task, data)
     frozen = load_frozen(model)
     found = probe_task(
@@ -169,7 +169,7 @@ def summarise_vtab(paths: Sequence[str | Path], *, output: str | Path | None = N
         ValueError: it is no JSON, or as `vtab.summarise`.
         FileExistsError: `output` exists and is not empty.
     """
-    folder = _new_folder(output)
+    folder = check_output(output)
     results = []
     for path in map(Path, paths):
         file = path / RESULTS if path.is_dir() else path
@@ -214,17 +214,7 @@ def _logistic(train: Features, test: Features) -> dict[str, Any]:
     }
 
 
-def _new_folder(output: str | Path | None) -> Path | None:
-    """Return the folder to write to; it must not hold anything yet."""
-    if output is None:
-        return None
-    folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not an empty folder; choose another --output")
-    return folder
-
-
 def _write(folder: Path | None, results: dict[str, Any]) -> None:
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        with published(folder) as made:
+            write_json(made / RESULTS, results)
