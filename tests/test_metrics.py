@@ -129,11 +129,8 @@ def test_cross_entropy_and_brier_score_equal_scikit_learn(classes):
     probabilities, every = scores.softmax(dim=1).numpy(), np.arange(classes)
     found = load_metrics((NegativeLogLikelihood, Brier)).compute(predictions=scores, references=labels)
     assert found["loss"] == pytest.approx(log_loss(labels.numpy(), probabilities, labels=every), abs=1e-12)
-    if classes > 2:  # of 2 classes scikit-learn takes the probability of one
-        expected = brier_score_loss(labels.numpy(), probabilities, labels=every, scale_by_half=False)
-    else:
-        expected = 2 * brier_score_loss(labels.numpy(), probabilities[:, 1])
-    assert found["brier"] == pytest.approx(expected, abs=1e-12)
+    of_classes = [brier_score_loss(labels.numpy() == place, probabilities[:, place]) for place in every]
+    assert found["brier"] == pytest.approx(sum(of_classes), abs=1e-12)
 
 
 def test_a_loss_is_finite_where_a_probability_is_below_all_numbers():

@@ -4,14 +4,16 @@ The interval of a figure is that between the 2.5th and the 97.5th percentile of 
 
 A share that is 0 or 1 in the samples is 0 or 1 in every resample, so the percentiles have no width. There the interval
 is the exact one of a binomial share (Clopper and Pearson 1934): [0, 1 - a] or [a, 1] with a = 0.025 ** (1 / n).
-Measured on 400 data sets of 200 samples: of shares of 0.99 the percentiles alone hold 86%, with this 99%.
+Measured on 4,000 data sets each: a share of 0.99 of 200 samples is held in 87% by the percentiles alone, in 99.9% with
+this, one of 0.9 of 10 samples in 65% and in 99.8%; 0.9 of 200, where the edge is far, in 95.6% by both.
 
 A calibration error is a sum of distances, which noise only adds to: a perfectly calibrated model of N samples has an
 error of about 0.8 / sqrt(N), its resamples have more, and percentiles never hold the truth, 0. So the test is inverted:
 take all gaps of confidence and accuracy t times as large as they were found, and the noise of the resamples added; the
 interval holds the errors of those t under which what was found is not among the 2.5% least or largest. It holds the
-figure itself in any case. Measured on 100 to 10,000 samples, calibrated or off by 0.01 to 0.08: it holds the truth in
-85% to 99% (the least where there are few samples and the model is nearly always right), percentiles in 0% to 95%.
+figure itself in any case. Measured on 400 data sets each of 100 to 10,000 samples: calibrated models are held in 95% to
+96% (by percentiles in none), models that are off by 0.08 in 91% to 95%. It falls to 85% at 100 samples of a model that
+is always right where it says 91% or more, since no resample then shows the mistakes that are rare.
 
 Shapes: R resamples, K classes that have samples.
 """
