@@ -36,7 +36,8 @@ def draw_class_differences(
     gained = [place for place in ordered if change[place] > 0][:CLASSES]
     lost = [place for place in ordered if change[place] < 0][-CLASSES:]
     rows = gained + lost or ordered[:CLASSES]
-    figure = new_figure(_WIDTH, 1.25 + _ROW * len(rows), theme=theme)
+    tall = max(len(rows), 4)
+    figure = new_figure(_WIDTH, 1.25 + _ROW * tall, theme=theme)
     ax = figure.subplots()
     reach = max(max(abs(change[place]) for place in rows) * 100, 1)
     for height, place in enumerate(rows):
@@ -60,6 +61,6 @@ def draw_class_differences(
         Patch(color=theme.grey, label=f"shown (p < {level:g})"),
         Patch(color=theme.grey, alpha=0.45, label="not shown"),
     ]
-    add_legend(ax, theme=theme, handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.45 / (_ROW * len(rows))),
+    add_legend(ax, theme=theme, handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.45 / (_ROW * tall)),
                ncols=2)  # fmt: skip
     return figure
