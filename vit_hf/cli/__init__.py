@@ -7,10 +7,40 @@ from collections.abc import Sequence
 from transformers.utils import logging
 
 from .. import __version__
-from . import dataset, demo, evaluation, export, hub, inspection, models, reproduce, training, weights
+from . import (
+    audit,
+    compare,
+    dataset,
+    demo,
+    evaluation,
+    export,
+    hub,
+    inspection,
+    models,
+    probe,
+    report,
+    reproduce,
+    training,
+    weights,
+)
 
 DESCRIPTION = "Train, evaluate, convert, share and look at Vision Transformers in the Hugging Face ecosystem."
-ROOMS = (training, evaluation, models, inspection, reproduce, hub, dataset, demo, export, weights)
+ROOMS = (
+    training,
+    evaluation,
+    models,
+    inspection,
+    compare,
+    audit,
+    report,
+    reproduce,
+    hub,
+    dataset,
+    demo,
+    export,
+    weights,
+    probe,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
