@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgb
+from matplotlib.colors import Colormap, LinearSegmentedColormap, PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -182,7 +182,7 @@ def _write_counts(ax: Axes, mistakes: np.ndarray, pictures: Sequence[int] | np.n
             ax.text(column, row, str(number), ha="center", va="center", fontsize=size, color=ink)
 
 
-def _rising(theme: Theme) -> LinearSegmentedColormap:
+def _rising(theme: Theme) -> Colormap:
     """Return viridis, faint where it begins, towards what stands out most from the paper; nothing at all is paper."""
     ends = (0.9, 0.1) if theme.paper == LIGHT.paper else (0.25, 1.0)
     colours = matplotlib.colormaps[COLORMAP](np.linspace(*ends, 128))
