@@ -110,6 +110,17 @@ def test_one_of_everything_is_found(troubled):
     json.dumps(found, allow_nan=False)
 
 
+def test_many_equal_pictures_are_one_group_and_do_not_hide_the_near_ones(pieces, tmp_path):
+    one = encoded(pieces[0])
+    images = [one, *map(encoded, pieces[1:6]), *[one] * 20, encoded(pieces[0], "JPEG", quality=60)]
+    train, test = split(images[:-5], [0] * 22), split(images[-5:], [0] * 5)
+    found = audit(write(tmp_path / "set", train=train, test=test)).found
+    assert [len(group["places"]) for group in found["exact"]] == [21]
+    assert [copy["places"][:2] for copy in found["near"]] == [[["train", 0, "temple"], ["test", 4, "temple"]]]
+    assert len(found["near"][0]["places"]) == 22
+    assert found["copies"] == {"test": {"exact": 4, "exact_or_near": 5}}
+
+
 def test_a_clean_set_gives_an_empty_report(clean):
     found = audit(clean, predictions=predictions_of(clean)).found
     labels = found["labels"]

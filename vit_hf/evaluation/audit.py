@@ -65,7 +65,8 @@ def audit(
         labels: wrong, unlabelled, other_names, alike_names, empty, few, as of `LabelReport`.
         damaged: split, row, error.
         exact: groups of equal pictures, each `places` ([split, row, label or null] of each) and `same_label`.
-        near: pairs, `places`, `same_label`, similarity, mirrored, the most similar first; null where the pictures are
+        near: pairs, `places` (the two, then what equals either of them), `same_label`, similarity, mirrored, the most
+            similar first; null where the pictures are
             too much alike to tell, then `near_note` says so.
         copies: of exact and near together: for each split but the training split, the number of its pictures that the
             training split holds, too, exactly, and exactly or nearly; empty without a training split.
@@ -168,6 +169,7 @@ def _find_copies(
     """Decode every picture once and find what is there twice."""
     places: list[tuple[str, int]] = []
     digests, damaged = [], []
+    known: dict[bytes, int] = {}
     total = sum(map(len, splits.values()))
     small = np.empty((total, SIDE, SIDE, 3), np.uint8)
     for name, split in splits.items():
@@ -177,16 +179,18 @@ def _find_copies(
             except (ValueError, OSError) as error:
                 damaged.append({"split": name, "row": row, "error": str(error)})
                 continue
-            small[len(places)] = shrink(picture)
+            if (key := digest(picture)) not in known:  # of equal pictures the first one stands for all
+                small[len(known)] = shrink(picture)
+                known[key] = len(places)
+            digests.append(key)
             places.append((name, row))
-            digests.append(digest(picture))
             if row % 100 == 0:
                 on_step("reading", len(places) + len(damaged), total)
     exact = find_exact(digests)
+    others, different = {group[0]: group[1:] for group in exact}, list(known.values())
     near: list[NearPair] | None
     try:
-        near, note = find_near(small[: len(places)], lambda done, total: on_step("comparing", done, total)), None
-        near = [pair for pair in near if digests[pair.first] != digests[pair.second]]
+        near, note = find_near(small[: len(known)], lambda done, total: on_step("comparing", done, total)), None
     except TooManyAlikeError as error:
         near, note = None, str(error)
 
@@ -198,10 +202,11 @@ def _find_copies(
         said = [[split, row, label] for (split, row), label in zip(where, labels, strict=True)]
         return {"places": said, "same_label": len(known) < 2}
 
-    pairs = [
-        {**describe([pair.first, pair.second]), "similarity": pair.similarity, "mirrored": pair.mirrored}
-        for pair in near or []
-    ]
+    pairs = []
+    for pair in near or []:
+        first, second = different[pair.first], different[pair.second]
+        members = [first, second, *others.get(first, []), *others.get(second, [])]
+        pairs.append({**describe(members), "similarity": pair.similarity, "mirrored": pair.mirrored})
     groups = [describe(group) for group in exact]
     return {
         "damaged": damaged,
