@@ -226,12 +226,25 @@ def test_the_figures_are_as_wide_as_a_phone_and_of_the_themes_colour(tiny, theme
         draw_attention_distance(model, torch.rand(1, 3, 4), theme=theme),
     ]
     for figure in figures:
-        picture = Image.open(io.BytesIO(to_png(figure))).convert("RGB")
-        assert picture.width == 630  # 4.2 in
+        picture = Image.open(io.BytesIO(to_png(figure, dpi=50))).convert("RGB")
+        assert picture.width == 210  # 4.2 in
         assert "#{:02X}{:02X}{:02X}".format(*picture.getpixel((1, 1))) == theme.paper
 
 
 def test_the_patch_of_a_large_model_keeps_seven_components_a_row():
     figure = draw_filters(classifier(variant("Ti/16", num_hidden_layers=1)))
-    assert len(figure.axes) == 28
-    assert len({round(ax.get_position().x0, 6) for ax in figure.axes}) == 7
+    places = [image.get_extent() for image in figure.axes[0].images]
+    assert len(places) == 28
+    assert len({round(left, 6) for left, *_ in places}) == 7
+
+
+def test_filters_are_drawn_in_the_patchs_true_proportions_and_in_order(tiny, randomise):
+    model = randomise(classifier(tiny()))
+    tiles = component_tiles(filter_components(model).components)
+    images = draw_filters(model).axes[0].images
+    for tile, image in zip(tiles, images, strict=True):
+        left, right, bottom, top = image.get_extent()
+        assert (right - left) / (top - bottom) == pytest.approx(8 / 4)
+        np.testing.assert_array_equal(np.asarray(image.get_array()), tile)
+    tops = [image.get_extent()[3] for image in images]
+    assert tops == sorted(tops, reverse=True)

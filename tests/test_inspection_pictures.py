@@ -110,7 +110,7 @@ def test_the_attention_figure_has_picture_last_step_and_rollout_each_bright_wher
 def test_every_picture_keeps_its_proportions_and_lies_within_the_figure(width, height):
     maps = torch.rand(6, 4, 3)
     for figure in (draw_attention(view(width, height), maps[0], maps[1]), draw_heads(view(width, height), maps)):
-        to_png(figure)
+        to_png(figure, dpi=50)
         assert figure.get_figwidth() == 4.2
         for ax in figure.axes:
             if ax.images and ax.get_title(loc="left"):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from ..modeling_vit_hf import VitHfPreTrainedModel
 from .style import FONT_SIZE, LIGHT, Theme, new_figure
@@ -100,15 +101,17 @@ def draw_filters(model: VitHfPreTrainedModel, *, theme: Theme = LIGHT) -> Figure
     figure = new_figure(_WIDTH, height, theme=theme)
     figure.set_layout_engine("none")
     left = (_WIDTH - columns * tile_w * (1 + gap) + tile_w * gap) / 2
+    ax = figure.add_axes((0, 0, 1, 1))  # its unit is the inch
+    ax.set_axis_off()
     for index, (tile, share) in enumerate(zip(tiles, found.shares, strict=True)):
         row, column = divmod(index, columns)
         x, y = left + column * tile_w * (1 + gap), height - top - row * pitch_h - tile_h
-        ax = figure.add_axes((x / _WIDTH, y / height, tile_w / _WIDTH, tile_h / height))
-        ax.imshow(tile, interpolation="nearest", aspect="auto")
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set(color=theme.grey, linewidth=0.4)  # a white tile shows on white paper
+        ax.imshow(tile, interpolation="nearest", extent=(x, x + tile_w, y, y + tile_h), aspect="auto")
+        ax.add_patch(Rectangle((x, y), tile_w, tile_h, fill=False, edgecolor=theme.grey, linewidth=0.4))
         words = f"{share:.1%}" if share < 0.0995 else f"{share:.0%}"
-        ax.set_title(words, fontsize=FONT_SIZE - 2, color=theme.ink, y=0, pad=-9)
+        place = (x + tile_w / 2, y - 0.03)
+        ax.text(*place, words, fontsize=FONT_SIZE - 2, color=theme.ink, ha="center", va="top")
+    ax.set(xlim=(0, _WIDTH), ylim=(0, height))
     together = f"{len(tiles)} principal components of {found.filters:,} filters of {patch_h} x {patch_w} px, with"
     lines = (
         together,
