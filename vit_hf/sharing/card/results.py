@@ -31,8 +31,9 @@ def results_section(runs: Sequence[Records], repo: str | None) -> str:
              f"{kept}."]  # fmt: skip
     if all("intervals" in result for result in results):
         words.append(
-            "In brackets the 95% interval, by resampling the scored pictures: how far another such set of pictures "
-            "would move the score; it says nothing about other seeds."
+            "In brackets the 95% interval, by resampling the scored pictures (where all or none are right, the exact "
+            "binomial one): how far another such set of pictures would move the score; it says nothing about other "
+            "seeds."
         )
     elif "top1" in first:
         words.append(f"Confidence intervals: {_NOT_RECORDED}.")
