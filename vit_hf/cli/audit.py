@@ -85,8 +85,8 @@ def _write(folder: Path, done: Any) -> None:
                     (done.picture(disputed["split"], of["row"]),),
                     (
                         f"{disputed['split']} {of['row']}",
-                        f"label {of['label']} ({of['probability_of_label']:.1%})",
-                        f"model {of['suggested']} ({of['probability']:.1%})",
+                        f"label {of['probability_of_label']:.0%} {of['label']}",
+                        f"model {of['probability']:.0%} {of['suggested']}",
                     ),
                 )
                 for of in samples

@@ -59,7 +59,7 @@ def draw_contact_sheet(cells: Sequence[Cell], *, columns: int = 3, theme: Theme 
             ax.set_axis_off()
         for number, line in enumerate(cell.lines):
             y = (top - side - 0.03 - number * _LINE) / (rows * height)
-            # Shortened for the module's font size, drawn a little smaller: it fits.
-            text = shortened(line, (width - _MARGIN) * FONT_SIZE / (FONT_SIZE - 2))
+            # Shortened for the module's font size, drawn a little smaller; hinting may widen it.
+            text = shortened(line, 0.95 * (width - _MARGIN) * FONT_SIZE / (FONT_SIZE - 2))
             figure.text(left / _WIDTH, y, text, va="top", fontsize=FONT_SIZE - 2, color=theme.ink, parse_math=False)
     return figure
