@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, VitHfImageProcessor
+from vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, VitHfImageProcessor, load_checkpoint
 from vit_hf.evaluation.probes import cache, features
 from vit_hf.evaluation.probes.features import freeze, load_frozen, split_features
 
@@ -119,6 +119,14 @@ def test_a_saved_classifier_gives_the_features_of_the_one_in_memory(tiny, random
     second = of(load_frozen(tmp_path / "model"), split, tmp_path)
     assert not forwards  # the same weights, wherever they lie
     np.testing.assert_array_equal(first.vectors, second.vectors)
+
+
+def test_files_of_other_libraries_are_taken_as_they_are():
+    path = Path(__file__).parent / "data" / "google" / "big_vision_map_representation.npz"
+    frozen, model = load_frozen(path), load_checkpoint(path)
+    pixels = torch.randn(2, 3, *model.config.image_hw)
+    with torch.no_grad():
+        assert torch.equal(model.classifier(frozen.encoder(pixels)), model(pixels).logits)
 
 
 # ---------------------------------------------------------------------------------------------- computed once
