@@ -80,11 +80,10 @@ def draw_reliability(
     if points:
         style: dict[str, Any] = {"color": GREEN, "markeredgecolor": theme.paper, "markersize": 6, "linestyle": "none"}
         upper.plot(*zip(*points, strict=True), "D", **style)
-        handles.append(Line2D([], [], marker="D", label="after the temperature", **style))
+        handles.append(Line2D([], [], marker="D", label="with the temperature", **style))
     style_axes(upper, "", "named rightly (%)", theme=theme)
     style_axes(lower, "confidence (%)", "pictures (%)", theme=theme)
-    spacing = {"columnspacing": 0.9, "handlelength": 1.2, "handletextpad": 0.4}
-    add_legend(upper, theme=theme, handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, **spacing)
+    add_legend(upper, theme=theme, handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2)
     upper.set(xlim=(0, 1), ylim=(0, 1.02))
     for axis in (upper.xaxis, upper.yaxis, lower.yaxis):
         axis.set_major_formatter(PercentFormatter(1, symbol="", decimals=0))

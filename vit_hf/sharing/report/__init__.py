@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ...image_processing_vit_hf import VitHfImageProcessor
 from ...modeling_vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling
+from ...training.progress import quiet_transformers
 from ...training.state import sync
 from . import facts, scores, seen
 from .material import Material, find_pictures, read_material
@@ -45,7 +44,7 @@ def write_report(
 ) -> Report:
     """Write the report of a run, or of any model folder; the folder appears whole or not at all.
 
-    The same run gives the same bytes.
+    The same run gives the same bytes, on one machine with one number of threads.
 
     Args:
         run: a finished run, or a model folder.
@@ -99,9 +98,9 @@ def _sections(material: Material, pictures: Pictures, on_step: Callable[[str], N
         parts.append(scores.confusion_section(material, pictures))
         on_step("classes")
         parts.append(scores.classes_section(material, pictures))
-    threads = torch.get_num_threads()
     kind = VitHfForMaskedImageModeling if run.is_masked else VitHfForImageClassification
-    model = kind.from_pretrained(run.folder).float().eval()
+    with quiet_transformers():
+        model = kind.from_pretrained(run.folder).float().eval()
     processor = VitHfImageProcessor.from_pretrained(run.folder)
     if isinstance(model, VitHfForImageClassification) and run.is_classifier and material.measured is not None:
         on_step("mistakes")
@@ -111,7 +110,6 @@ def _sections(material: Material, pictures: Pictures, on_step: Callable[[str], N
         parts.append(seen.augmentation_section(material, processor, run.config.patch_hw, pictures))
     on_step("positions and filters")
     parts.append(seen.network_section(material, model, processor, pictures))
-    torch.set_num_threads(threads)
     on_step("training")
     parts.append(facts.training_section(material, pictures))
     return parts

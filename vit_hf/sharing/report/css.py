@@ -53,9 +53,10 @@ section:last-child{border-bottom:0}
 .tiles li{padding:.8rem 1rem;border-radius:.6rem;background:var(--soft)}
 .tiles b{display:block;font-size:1.45rem;line-height:1.25;font-weight:650;letter-spacing:-.015em;
  font-variant-numeric:tabular-nums}
+.tiles .unit{font-size:.85rem;font-weight:400;letter-spacing:0}
 .tiles small{display:block;color:var(--muted);font-size:.8rem;line-height:1.4}
 .facts{margin:1.2rem 0}
-.facts div{display:grid;grid-template-columns:minmax(6.5rem,11rem) 1fr;gap:0 1rem;padding:.45rem 0;
+.facts div{display:grid;grid-template-columns:minmax(6.5rem,9rem) 1fr;gap:0 1rem;padding:.45rem 0;
  border-bottom:1px solid var(--line)}
 .facts div:last-child{border-bottom:0}
 .facts dt{color:var(--muted)}
@@ -102,7 +103,7 @@ code{font-size:.88em}
  .trio{grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr))}
 }
 @media(max-width:30rem){
- .facts div{grid-template-columns:1fr}
+ .facts div{grid-template-columns:7rem 1fr}
  .strip{grid-template-columns:repeat(3,minmax(0,1fr))}
 }
 @media print{

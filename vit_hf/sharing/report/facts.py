@@ -75,6 +75,8 @@ def scored_facts(material: Material) -> Element:
         pairs.append(("data", _data_name(data)))
     if split is not None:
         pairs.append(("split", tag("span", word(split), f", {measured['n']:,} pictures, each scored once")))
+    if predictions is not None and predictions.views is not None:
+        pairs.append(("views", _views(predictions.views)))
     if results is not None and own:
         kept = {"best": "the best on the validation pictures", "last": "the last of the run"}
         pairs.append(("weights", kept.get(results["kept"], _NOT_RECORDED)))
@@ -85,6 +87,14 @@ def scored_facts(material: Material) -> Element:
     if predictions is not None:
         pairs.append(("fingerprint", tag("code", word(predictions.sha256))))
     return facts(pairs)
+
+
+def _views(views: dict[str, Any]) -> Element:
+    """Say how each picture was shown, if otherwise than once at the model's own size."""
+    sizes = ", ".join(f"{height} x {width}" for height, width in views["image_sizes"])
+    mirrored = ", mirrored too" if views["flip"] else ""
+    said = f"{views['count']} of each picture, averaged: {sizes} pixels, crops {views['crops']}{mirrored}"
+    return word(said, 200)
 
 
 def _machine(results: dict[str, Any]) -> Element:

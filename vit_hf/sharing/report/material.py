@@ -86,7 +86,13 @@ def read_material(folder: str | Path, scores: str | Path | None = None) -> Mater
                 f"{home / PREDICTIONS} is of other classes than the model in {folder}; expected the scores of this "
                 "model: run vit-hf evaluate again"
             )
-        measured = {**predictions.scores.measure(), **analyse(predictions.scores, predictions.label_names)}
+        recorded = results or {}
+        real: dict[str, Any] = {
+            name: recorded[name] for name in ("real_top1", "real_n") if name in recorded
+        }  # of a file of labels
+        measured = {**real, **predictions.scores.measure(), **analyse(predictions.scores, predictions.label_names)}
+        if "real_top1" in recorded.get("intervals", {}):
+            measured["intervals"]["real_top1"] = recorded["intervals"]["real_top1"]
         for name in ("top1", "loss", "n") if results is not None else ():
             if not is_close(float(results.get(name, -1)), float(measured[name])):  # type: ignore[union-attr]
                 raise ValueError(
@@ -122,6 +128,8 @@ def find_pictures(material: Material, data: str | None) -> Material:
             raise
         logger.warning("a report without pictures: %s", error)
         return replace(material, absent="The data was not found where the run read it; give it with --data.")
+    if not isinstance(pictures.test, Dataset):
+        return replace(material, absent="The data is streamed, so that no picture can be looked up.")
     scored = _proven(pictures, material.predictions, data)
     trained = pictures.train if _is_same(pictures.train, pictures, _recorded(material)) else None
     absent = ""

@@ -50,8 +50,14 @@ def short(value: object, limit: int = _LIMIT) -> str:
 
 
 def word(value: object, limit: int = _LIMIT) -> Element:
-    """Return a foreign word, apart from the direction of the text around it."""
-    return tag("bdi", short(value, limit))
+    """Return a foreign word, apart from the direction of the text around it; it may be broken after an underscore."""
+    first, *rest = short(value, limit).split("_")
+    whole = tag("bdi", first)
+    for part in rest:
+        append(whole, "_")
+        whole.append(tag("wbr"))
+        append(whole, part)
+    return whole
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str, words: int = 1) -> Element:

@@ -52,7 +52,8 @@ _TILES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("top5", "top-5 accuracy", percent),
     ("balanced_accuracy", "balanced accuracy", percent),
     ("superclass_top1", "superclass accuracy", percent),
-    ("loss", "cross-entropy, nats", number),
+    ("real_top1", "top-1 on reassessed labels", percent),
+    ("loss", "cross-entropy", number),
 )
 
 
@@ -78,9 +79,10 @@ def scores_section(material: Material, about: Element) -> Section:
     classes = len(material.label_names)
     for key, name, form in _TILES:
         if measured.get(key) is not None and not (key == "top5" and classes <= 5):
+            unit = tag("span", " nats", class_="unit") if key == "loss" else None
             within = between(intervals.get(key), form)
-            tiles.append(tag("li", tag("span", name, class_="label"), tag("b", form(measured[key])),
-                             tag("small", within) if within else None))  # fmt: skip
+            listed = (tag("span", name, class_="label"), tag("b", form(measured[key]), unit))
+            tiles.append(tag("li", *listed, tag("small", within) if within else None))
     note = tag("p", "Intervals hold 95% of the scores of resampled sets of the same pictures: how far another such set "
                "would move the score. They say nothing about other training seeds.", class_="note")  # fmt: skip
     return section("scores", "Scores", tag("div", big, strip, class_="hero"), tiles, note, about)
@@ -159,12 +161,17 @@ def calibration_section(material: Material, pictures: Pictures) -> Section:
         f"The named class has a mean probability of {percent(confidence)} and is right in {percent(accuracy)}: on the "
         f"whole the model is {'surer than it is right' if surer else 'less sure than it is right'}."
     )
-    pairs: list[tuple[str, Child]] = [("expected calibration error", error)]
-    if found.get("temperature") is not None:
-        pairs.append(("temperature that fits best", f"{found['temperature']:.3f}"))
-    if found.get("calibrated_error") is not None:
-        pairs.append(("error with it", number(found["calibrated_error"])))
-    pairs.append(("Brier score", f"{number(found['brier'])} (0 is perfect, 2 the worst)"))
+    pairs: list[tuple[str, Child]] = []
+    intervals = (material.measured or {}).get("intervals", {})
+    for key, name, form in (
+        ("expected_calibration_error", "calibration error", number),
+        ("temperature", "best temperature", "{:.3f}".format),
+        ("calibrated_error", "error with it", number),
+        ("brier", "Brier score", number),
+    ):
+        if found.get(key) is not None:
+            within = between(intervals.get(key), form)
+            pairs.append((name, form(found[key]) + (f" (95% interval {within})" if within else "")))
     listed = [
         [f"{place / len(bins):.0%} to {(place + 1) / len(bins):.0%}", f"{count:,}", percent(mean), percent(share)]
         for place, (count, mean, share) in enumerate(bins)

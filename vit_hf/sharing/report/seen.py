@@ -122,7 +122,7 @@ def network_section(
     material: Material, model: VitHfPreTrainedModel, processor: VitHfImageProcessor, pictures: Pictures
 ) -> Section:
     """Return what the network learned of places: positions, filters, and how far its heads look."""
-    side, config = tag("div", class_="side trio"), model.config
+    side, config = tag("div", class_="side"), model.config
     height, width = config.grid_hw
     side.append(plot(
         pictures, "positions", lambda theme: draw_position_similarity(model, theme=theme),
