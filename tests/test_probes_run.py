@@ -92,14 +92,14 @@ def test_a_second_probe_costs_no_forward_pass(folder, first, no_forward):
 def test_the_command_prints_a_table_of_what_was_asked_for(folder, first, no_forward, capsys):
     words = ["--data", "digits", "--method", "knn", "fewshot", "--shots", "1", "1000", "--seeds", "1"]
     printed = run(capsys, "probe", folder / "model", *words)
-    assert "1,438 pictures to learn from, 359 of split test to score; 32 features" in printed.replace("\n", " ")
+    assert "1,438 pictures to learn from, 359 of split test; 32 features" in printed.replace("\n", " ")
     rows = [line.split("│")[1:-1] for line in printed.splitlines() if "│" in line]
     assert [row[0].strip() for row in rows] == [
         "1 shot", "1000 shots", "10 neighbours", "20 neighbours", "100 neighbours", "200 neighbours"
     ]  # fmt: skip
     one = first["fewshot"][0]["top1"][0]
     assert rows[0][1].strip() == f"{one:.2%}"
-    assert rows[0][3].strip() == f"seeds {100 * one:.2f}"
+    assert rows[0][3].strip() == f"{100 * one:.2f}"
     assert "10 classes have fewer" in rows[1][3]
 
 

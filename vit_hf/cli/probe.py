@@ -121,13 +121,13 @@ def _probe_table(results: dict[str, Any]) -> Any:
 
     table = Table(
         title=f"{results['data']}: {results['n_train']:,} pictures to learn from, {results['n']:,} of split "
-        f"{results['split']} to score; {results['width']} features",
+        f"{results['split']}; {results['width']} features",
         title_justify="left",
     )
-    for name in ("probe", "top-1", "95% interval", "detail"):
-        table.add_column(name, justify="left" if name in ("probe", "detail") else "right")
+    for name in ("probe", "top-1", "95% interval", "seeds; choice"):
+        table.add_column(name, justify="right" if name in ("top-1", "95% interval") else "left")
     for score in results.get("fewshot", ()):
-        detail = "seeds " + " ".join(f"{100 * value:.2f}" for value in score["top1"])
+        detail = " ".join(f"{100 * value:.2f}" for value in score["top1"])
         if score["spread"] is not None:
             detail += f" ± {100 * score['spread']:.2f}"
         if score["short_classes"]:
@@ -152,7 +152,10 @@ def _say_task(results: dict[str, Any]) -> str:
 
 
 def _say_choice(score: dict[str, Any]) -> str:
-    return f"C {score['c']:g}" + ("" if score["converged"] else "; the solver stopped before it converged")
+    tried = list(map(float, score["validation"]))
+    ends = {min(tried): ", the smallest tried", max(tried): ", the largest tried"}
+    stopped = "" if score["converged"] else "; the solver stopped before it converged"
+    return f"C {score['c']:g}{ends.get(score['c'], '')}{stopped}"
 
 
 def _interval(score: dict[str, Any]) -> str:
