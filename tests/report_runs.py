@@ -1,10 +1,13 @@
 """Runs to report on: made in a second, with pictures, records and predictions that belong together."""
 
+import io
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pytest
 import torch
 
 from vit_hf import VitHfConfig, VitHfForImageClassification, VitHfForMaskedImageModeling, VitHfImageProcessor
@@ -12,6 +15,10 @@ from vit_hf.data.pictures import DataFields, open_pictures
 from vit_hf.evaluation.analysis import analyse
 from vit_hf.evaluation.predictions import PREDICTIONS, Predictions, write_predictions
 from vit_hf.evaluation.scoring import Scores
+from vit_hf.inspection.plots import draw_learning_curves
+from vit_hf.inspection.style import to_png
+from vit_hf.sharing.report import facts, seen
+from vit_hf.sharing.report import scores as scores_module
 from vit_hf.training.recipe import ModelFields, Recipe
 
 HOSTILE = [
@@ -130,3 +137,42 @@ def write_many(folder: Path, classes: int, *, samples: int, seed: int = 0) -> Pa
     write_predictions(folder / PREDICTIONS, Predictions.of_run(scores, names, results))
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     return folder
+
+
+def dot(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (1, 1), colour).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+LIGHT_DOT, DARK_DOT, PLOT = dot("white"), dot("black"), scores_module.plot
+
+
+def _dots(pictures, name, draw, *, alt, caption):
+    return pictures.plot(name, LIGHT_DOT, DARK_DOT, alt=alt, caption=caption)
+
+
+@contextmanager
+def without_drawing():
+    """Plots are dots: drawing takes long, and is tested with the charts."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (scores_module, seen, facts):
+            patch.setattr(module, "plot", _dots)
+        patch.setattr(scores_module, "to_png", lambda figure, dpi: figure)
+        patch.setattr(scores_module, "draw_learning_curves", _curves)
+        yield
+
+
+def _curves(rows, theme):
+    return dict.fromkeys(("loss (nats)", "accuracy (%)"), LIGHT_DOT if theme.paper == "#FFFFFF" else DARK_DOT)
+
+
+@contextmanager
+def with_drawing(dpi: int):
+    """Plots are plots, but small, also within `without_drawing`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (scores_module, seen, facts):
+            patch.setattr(module, "plot", PLOT)
+        patch.setattr(scores_module, "to_png", lambda figure, **_: to_png(figure, dpi=dpi))
+        patch.setattr(scores_module, "draw_learning_curves", draw_learning_curves)
+        yield

@@ -1,7 +1,6 @@
 """The page of a run: each number has its record, each word is only a word, and it asks for nothing."""
 
 import base64
-import io
 import itertools
 import json
 import os
@@ -13,7 +12,17 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from report_runs import CURVES, HOSTILE, make_scores, small, write_many, write_pictures, write_run
+from report_runs import (
+    CURVES,
+    HOSTILE,
+    make_scores,
+    small,
+    with_drawing,
+    without_drawing,
+    write_many,
+    write_pictures,
+    write_run,
+)
 
 from vit_hf import VitHfForImageClassification, VitHfImageProcessor
 from vit_hf.cli import main
@@ -26,10 +35,7 @@ from vit_hf.evaluation.run import evaluate
 from vit_hf.evaluation.scoring import Scores
 from vit_hf.evaluation.views import Views
 from vit_hf.inspection.attention import model_view
-from vit_hf.inspection.plots import draw_learning_curves
-from vit_hf.inspection.style import to_png
-from vit_hf.sharing.report import facts, seen, write_report
-from vit_hf.sharing.report import scores as scores_module
+from vit_hf.sharing.report import write_report
 from vit_hf.sharing.report.augmentation import Preview
 from vit_hf.sharing.report.confusion import (
     add_up,
@@ -42,7 +48,6 @@ from vit_hf.sharing.report.confusion import (
 from vit_hf.sharing.report.gallery import most_confident_mistakes
 from vit_hf.training.recipe import Recipe
 
-PLOT = scores_module.plot
 NAMES = [f"kind {letter}" for letter in "abcdef"]
 VOID = {"meta", "link", "img", "source", "wbr"}
 
@@ -101,22 +106,10 @@ def opened(path: Path) -> PIL.Image.Image:
         return picture.convert("RGB")
 
 
-DOT = (lambda buffer: (PIL.Image.new("RGB", (1, 1)).save(buffer, format="PNG"), buffer.getvalue())[1])(io.BytesIO())
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _plots_are_dots():
-    """Drawing takes long, and is tested with the charts; `whole` draws."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (scores_module, seen, facts):
-            patch.setattr(module, "plot", _dot)
-        patch.setattr(scores_module, "to_png", lambda figure, dpi: DOT)
-        patch.setattr(scores_module, "draw_learning_curves", lambda rows, theme: {"loss (nats)": 0, "accuracy (%)": 0})
+    with without_drawing():
         yield
-
-
-def _dot(pictures, name, draw, *, alt, caption):
-    return pictures.plot(name, DOT, DOT, alt=alt, caption=caption)
 
 
 def report(run, output=None, **options) -> Page:
@@ -140,11 +133,7 @@ def run(tmp_path_factory, pictures):
 def whole(run, tmp_path_factory):
     """A report with all there can be, and the folder it lies in."""
     folder = tmp_path_factory.mktemp("whole") / "report"
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (scores_module, seen, facts):
-            patch.setattr(module, "plot", PLOT)
-        patch.setattr(scores_module, "to_png", lambda figure, dpi: to_png(figure, dpi=40))
-        patch.setattr(scores_module, "draw_learning_curves", draw_learning_curves)
+    with with_drawing(dpi=40):
         return report(run, folder), folder
 
 

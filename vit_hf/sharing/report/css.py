@@ -96,6 +96,8 @@ pre{overflow-x:auto;padding:.9rem 1rem;border-radius:.6rem;background:var(--soft
  overflow-wrap:normal}
 pre,code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
 code{font-size:.88em}
+pre code{font-size:1em}
+pre.command{white-space:pre-wrap;overflow-wrap:anywhere}
 @media(min-width:50rem){
  body{padding:4rem 2.5rem 6rem}
  .hero{grid-template-columns:auto minmax(0,1fr)}
@@ -109,6 +111,7 @@ code{font-size:.88em}
 @media print{
  body{max-width:none;padding:0;font-size:10pt}
  nav{display:none}
+ pre{white-space:pre-wrap;overflow-wrap:anywhere}
  figure,.cards li,.strips li,tr{break-inside:avoid}
  h2,h3{break-after:avoid}
  .side{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}

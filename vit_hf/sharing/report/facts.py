@@ -135,7 +135,7 @@ def training_section(material: Material, pictures: Pictures) -> Section:
                 caption=["Training steps only, between two evaluations. A dip is a machine that was busy otherwise."],
             )  # fmt: skip
         content += [
-            tag("pre", tag("code", public_command(run)), tabindex=0),
+            tag("pre", tag("code", public_command(run)), class_="command"),
             tag("div", listed, figure, class_="side"),
             _splits(results["data"]),
         ]
