@@ -14,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, confusion
 
 from vit_hf.evaluation import analysis, bootstrap, calibration
 from vit_hf.evaluation.analysis import analyse
+from vit_hf.evaluation.intervals import distance_interval
 from vit_hf.evaluation.metrics import (
     BalancedAccuracy,
     Brier,
@@ -74,6 +75,26 @@ def test_the_interval_of_balanced_accuracy_is_that_of_resampling_by_hand(scores,
     assert found["intervals"]["balanced_accuracy"] == pytest.approx([low, high], abs=0.1 * (high - low))
 
 
+def test_the_interval_of_the_temperature_is_that_of_fitting_each_resample(scores, found):
+    generator, fits = np.random.default_rng(2), []
+    for _ in range(300):
+        drawn = torch.from_numpy(generator.integers(600, size=600))
+        fits.append(calibration.fit_temperature(scores.logits[drawn], scores.labels[drawn]))
+    low, high = np.quantile(fits, [0.025, 0.975])
+    assert found["intervals"]["temperature"] == pytest.approx([low, high], abs=0.2 * (high - low))  # of 300 fits
+
+
+def test_the_intervals_of_the_calibration_errors_are_those_of_their_own_gaps(scores, found):
+    after = calibration.calibrate_after_temperature(scores.logits, scores.labels)["confidence"]
+    before = scipy.special.softmax(scores.logits.double().numpy(), axis=1).max(axis=1)
+    right = columns(scores)[:, 0]
+    for name, confidence in (("expected_calibration_error", before), ("calibrated_error", after)):
+        gaps = np.zeros((600, 15))
+        gaps[np.arange(600), np.ceil(confidence * 15).astype(int) - 1] = confidence - right
+        expected = distance_interval(bootstrap.resample_means(gaps), gaps.mean(axis=0))
+        assert found["intervals"][name] == pytest.approx(expected, abs=1e-9)
+
+
 def test_the_interval_of_a_class_is_that_of_a_binomial_share(scores, found):
     """The samples of a class are resampled too, so their number moves a little: 100 of 600 gives or takes 9."""
     for _, n, correct, low, high in found["per_class"]:
@@ -103,6 +124,7 @@ def test_the_order_of_the_samples_changes_only_what_is_drawn_and_halved_by_it(sc
 AGAIN = """
 import json, torch
 from vit_hf.evaluation.analysis import analyse
+from vit_hf.evaluation.intervals import distance_interval
 from vit_hf.evaluation.scoring import Scores
 
 torch.set_num_threads(4)

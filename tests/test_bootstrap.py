@@ -205,7 +205,7 @@ def test_the_interval_of_a_calibration_error_holds_the_truth_where_percentiles_n
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("n", "slope", "least"), [(359, 1.0, 0.95), (1_000, 1.6, 0.92), (359, 1.6, 0.91), (1_000, 1.1, 0.92)]
+    ("n", "slope", "least"), [(359, 1.0, 0.93), (1_000, 1.6, 0.92), (359, 1.6, 0.89), (1_000, 1.1, 0.93)]
 )
 def test_the_coverage_of_calibration_errors_over_many_sets(n, slope, least):
     ours, _, figure = held_errors(n, slope, 400)
