@@ -13,7 +13,7 @@ from vit_hf.inspection.style import DARK, LIGHT, to_png
 
 def words(figure) -> list[str]:
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
-    return texts + [ax.get_title(loc="left") for ax in figure.axes]
+    return [*texts, figure.get_suptitle(), *(ax.get_title(loc="left") for ax in figure.axes)]
 
 
 # ------------------------------------------------------------------------------------------- patches

@@ -80,8 +80,9 @@ def _inspect(options: argparse.Namespace) -> int:
     path = Path(options.model).resolve()
     output = Path(options.output or f"{path.stem if path.is_file() else path.name}-inspection")
     check_output(output)
-    pictures = _given(options.images) if options.images else _tested(Path(options.model))
+    given = _given(options.images)
     model, processor = load_model(options.model)
+    pictures = given if options.images else _tested(Path(options.model))
     summary = summarise(model.config)
     Console().print(render(summary, title=options.model))
     with Console(stderr=True).status("drawing") as status, published(output) as folder:

@@ -1,1 +1,1 @@
-"""What a model is and does: summary of sizes and cost, plots."""
+"""What a model is and does: sizes and cost by layer, filters, positions, attention, patches, and plots of all kinds."""

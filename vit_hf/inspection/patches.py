@@ -21,6 +21,7 @@ from .style import FONT_SIZE, LIGHT, Theme, new_figure, style_axes
 
 _WIDTH = 4.2  # inches
 _SIDE = 900  # pixels that the drawn picture's longer side is brought to, by whole pixels
+_MOST_TICKS = 16
 _SMALLEST = 5.0  # points; where numbers would have to be smaller, most are left out
 
 
@@ -73,7 +74,7 @@ def draw_patches(view: Image.Image, config: VitHfConfig, *, theme: Theme = LIGHT
     figure = new_figure(_WIDTH, min(inside * sheet.shape[0] / sheet.shape[1], 6.0) + 0.85, theme=theme)
     ax = figure.subplots()
     ax.imshow(sheet, extent=(0.5, w + 0.5, h + 0.5, 0.5), aspect=sheet.shape[0] * w / (sheet.shape[1] * h))
-    columns, rows = sampled(w), sampled(h)
+    columns, rows = (range(size) if size <= _MOST_TICKS else sampled(size) for size in (w, h))
     ax.set_xticks([column + 1 for column in columns])
     ax.set_yticks([row + 1 for row in rows])
     style_axes(ax, "patch column", "patch row", theme=theme)
@@ -83,7 +84,7 @@ def draw_patches(view: Image.Image, config: VitHfConfig, *, theme: Theme = LIGHT
     tokens = f"{h * w} patches of {p} x {q} px, row by row" + (f", after {before} other" if before else "")
     tokens += f" token{'s' if before > 1 else ''}" if before else ""
     stem = "\nthe ResNet stem sees across the cuts" if config.resnet_stem_layers is not None else ""
-    ax.set_title(tokens + stem, fontsize=FONT_SIZE - 1, color=theme.ink, loc="left")
+    figure.suptitle(tokens + stem, x=0.02, ha="left", fontsize=FONT_SIZE - 1, color=theme.ink)
     return figure
 
 

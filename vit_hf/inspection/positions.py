@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ..modeling_vit_hf import VitHfPreTrainedModel
 from .style import COLORMAP, LIGHT, Theme, add_colorbar, new_figure, style_axes
 
-_MOST = 7  # rows and columns drawn, as in the paper
+_MOST = 7  # rows and columns drawn of a larger grid, as many as in the paper
 _GAP = 0.12  # between two small grids, of their larger side
 
 
@@ -37,8 +37,9 @@ def position_similarity(model: VitHfPreTrainedModel) -> torch.Tensor:
 
 
 def sampled(size: int, most: int = _MOST) -> list[int]:
-    """Return which of `size` rows are drawn: all of up to 7, else 7 from the first to the last, evenly spread."""
-    return sorted({round(place) for place in np.linspace(0, size - 1, min(size, most))})
+    """Return which of `size` rows are drawn: all of up to `most` + 1, else `most`, the outermost among them."""
+    count = size if size <= most + 1 else most
+    return [round(place) for place in np.linspace(0, size - 1, count)]
 
 
 def draw_position_similarity(model: VitHfPreTrainedModel, *, theme: Theme = LIGHT) -> Figure:
