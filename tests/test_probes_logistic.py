@@ -38,6 +38,13 @@ def test_the_best_strength_on_held_out_pictures_is_taken_and_all_are_learned_fro
     assert found.converged
 
 
+def test_of_equally_good_strengths_the_strongest_is_taken():
+    train = Features(np.repeat(np.eye(3, dtype=np.float32), 20, axis=0), np.repeat(np.arange(3), 20))
+    found = logistic.probe_logistic(train, train)
+    assert set(found.validation.values()) == {1.0}
+    assert found.c == min(logistic.GRID)
+
+
 def test_given_parts_are_learned_from_and_chosen_on():
     train, test = noise(120, 0), noise(50, 1)
     parts = np.arange(90), np.arange(90, 120)

@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from vit_hf import VitHfConfig, VitHfForImageClassification, VitHfImageProcessor
 from vit_hf.cli import main
 from vit_hf.evaluation.probes import features
+from vit_hf.evaluation.probes import run as run_module
 from vit_hf.evaluation.probes.run import probe, probe_vtab, summarise_vtab
 
 
@@ -101,6 +102,12 @@ def test_the_command_prints_a_table_of_what_was_asked_for(folder, first, no_forw
     assert rows[0][1].strip() == f"{one:.2%}"
     assert rows[0][3].strip() == f"{100 * one:.2f}"
     assert "10 classes have fewer" in rows[1][3]
+
+
+def test_a_training_split_of_few_pictures_has_as_many_neighbours():
+    few = features.Features(np.eye(4, dtype=np.float32), np.array([0, 1, 2, 1]))
+    scores = run_module._knn(few, few, 3)["scores"]
+    assert [(score["neighbours"], score["top1"]) for score in scores] == [(4, 1.0)]
 
 
 def test_a_run_folder_is_probed_on_what_it_was_trained_on(folder, first, no_forward, tmp_path, capsys):

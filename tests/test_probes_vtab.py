@@ -152,7 +152,7 @@ def test_kitti_distance_is_the_step_of_the_closest_car_van_or_truck(names):
         row(("Van", 8.0), ("Pedestrian", 1.0)),
         row(("Truck", 8.1), ("Car", 40.0)),
         row(("Car", 20.0)),
-        row(("Car", 30.0), ("DontCare", -1000.0)),
+        row(("Car", 20.1), ("DontCare", -1000.0)),
         row(("Pedestrian", 3.0)),
     ]
     assert labels_of("kitti_distance", "objects", rows) == [0, 0, 1, 1, 2, 3]
