@@ -116,6 +116,19 @@ def test_pictures_without_contrast_are_nobodys_copies():
     noise = np.random.default_rng(0).integers(0, 4, (3, 32, 32, 3))
     assert find_near(flat) == []
     assert find_near((flat // 2 + noise).astype(np.uint8)) == []
+    assert find_near((flat[1:] + noise[0]).astype(np.uint8)) == []  # the same noise
+
+
+@pytest.mark.parametrize(("shared", "found"), [(0.95, 1), (0.5, 0)])
+def test_two_horizons_are_copies_only_if_their_details_are_alike(shared, found):
+    """Sky above ground, with textures that correlate by `shared`."""
+    one, other = np.random.default_rng(0).normal(scale=15, size=(2, 32, 32, 1))
+    horizon = np.repeat(np.where(np.arange(32) < 16, 180, 80)[:, None, None], 32, axis=1) * [1, 1.1, 1.2]
+    second = shared * one + (1 - shared**2) ** 0.5 * other
+    pictures = np.stack([horizon + one, horizon + second]).clip(0, 255).astype(np.uint8)
+    even, odd, _ = duplicates._layouts(pictures)
+    assert even[0] @ even[1] + odd[0] @ odd[1] > duplicates.LAYOUT
+    assert len(find_near(pictures)) == found
 
 
 def test_pictures_of_one_kind_are_said_to_be_beyond_this_search():
