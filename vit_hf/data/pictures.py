@@ -4,7 +4,7 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 from datasets import Dataset, IterableDataset
 
@@ -48,6 +48,13 @@ class DataFields:
 Split: TypeAlias = Dataset | IterableDataset
 
 
+class Columns(TypedDict):
+    """Names of the columns of a split, as keywords."""
+
+    image_column: str
+    label_column: str
+
+
 @dataclass(frozen=True)
 class Pictures:
     """The splits of a run; `validation` is None where nothing is held out."""
@@ -59,7 +66,7 @@ class Pictures:
     test_name: str
 
     @property
-    def columns(self) -> dict[str, str]:
+    def columns(self) -> Columns:
         """Names of the image and label columns, as keywords."""
         return {"image_column": self.source.image_column, "label_column": self.source.label_column}
 
