@@ -121,6 +121,15 @@ def test_many_equal_pictures_are_one_group_and_do_not_hide_the_near_ones(pieces,
     assert found["copies"] == {"test": {"exact": 4, "exact_or_near": 5}}
 
 
+def test_a_near_copy_that_is_there_twice_counts_each_time(pieces, tmp_path):
+    again = encoded(pieces[0], "JPEG", quality=60)
+    train, test = split([*map(encoded, pieces[:6])], [0] * 6), split([encoded(pieces[7]), again, again], [0] * 3)
+    found = audit(write(tmp_path / "set", train=train, test=test)).found
+    places = [["train", 0, "temple"], ["test", 1, "temple"], ["test", 2, "temple"]]
+    assert [copy["places"] for copy in found["near"]] == [places]
+    assert found["copies"] == {"test": {"exact": 0, "exact_or_near": 2}}
+
+
 def test_a_clean_set_gives_an_empty_report(clean):
     found = audit(clean, predictions=predictions_of(clean)).found
     labels = found["labels"]

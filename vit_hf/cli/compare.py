@@ -10,9 +10,7 @@ _SHOWN = 5  # classes and samples of a kind on the terminal; comparison.json has
 
 def add_commands(add: Add) -> None:
     """Add the command that compares two models."""
-    compare = add(
-        "compare", _compare, "Compare two models on the same pictures, from their predictions."
-    )
+    compare = add("compare", _compare, "Compare two models on the same pictures, from their predictions.")
     what = "run folder, folder of `vit-hf evaluate --output`, or predictions.parquet"
     compare.add_argument("a", metavar="A", help=what)
     compare.add_argument("b", metavar="B", help="the same of another model, scored on the same split")
