@@ -21,6 +21,7 @@ from vit_hf.sharing.report import facts, seen
 from vit_hf.sharing.report import scores as scores_module
 from vit_hf.training.recipe import ModelFields, Recipe
 
+NAMES = [f"kind {letter}" for letter in "abcdef"]
 HOSTILE = [
     "<script>alert(1)</script>".replace("/", "\u2215"),  # a slash cannot be in the name of a folder
     "<img src=x onerror=alert(1)>",

@@ -154,9 +154,10 @@ def draw_confusion(
         ax.axhline(edge, color=theme.pale, linewidth=0.8)
         ax.axvline(edge, color=theme.pale, linewidth=0.8)
     for start, (_, length) in zip(edges[:-1], blocks, strict=True):
-        face = theme.pale if single and not mistakes.diagonal().any() else "none"
-        ax.add_patch(Rectangle((start, start), length, length, facecolor=face, edgecolor=theme.grey,
-                                                  linewidth=0 if face != "none" else 0.8))  # fmt: skip
+        frame: dict[str, Any] = {"facecolor": "none", "edgecolor": theme.grey, "linewidth": 0.8, "zorder": 3}
+        if single and not mistakes.diagonal().any():  # each a class with itself
+            frame = {"facecolor": theme.pale, "linewidth": 0}
+        ax.add_patch(Rectangle((start, start), length, length, **frame))
     if numbered:
         _write_counts(ax, mistakes, pictures, shares, image, theme)
     add_colorbar(figure, image, ax, "share of the row's pictures (%)", theme=theme, orientation="horizontal",

@@ -97,6 +97,7 @@ pre{overflow-x:auto;padding:.9rem 1rem;border-radius:.6rem;background:var(--soft
 pre,code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
 code{font-size:.88em}
 pre code{font-size:1em}
+.command span{display:inline-block}
 pre.command{white-space:pre-wrap;overflow-wrap:anywhere}
 @media(min-width:50rem){
  body{padding:4rem 2.5rem 6rem}

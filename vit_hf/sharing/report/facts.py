@@ -1,16 +1,18 @@
 """The recorded part of a report: what the model is, what was scored and where, how it was trained, by what versions."""
 
+import re
 from typing import Any
 from xml.etree.ElementTree import Element
 
 import yaml
 
 from ...inspection.charts import draw_speed
+from ..card.markdown import one_line
 from ..card.metadata import DATASETS
 from ..card.records import Records, public_command, public_recipe, public_text
 from ..card.sections import preprocessing_steps, shortened_by
 from .material import Material
-from .page import Child, Pictures, Section, details, facts, section, table, tag, word
+from .page import Child, Pictures, Section, append, details, facts, section, table, tag, word
 from .scores import missing, plot
 
 _NOT_RECORDED = "not recorded"
@@ -39,8 +41,8 @@ def header(material: Material) -> Element:
         init = material.recipe.model.init_from if material.recipe is not None else None
         for part in (*((", fine-tuned from ", word(start)) if start else (", fine-tuned" if init else
                      ", trained from scratch",)), " on ", _data_name(run.results["data"]["source"])):  # fmt: skip
-            lead.append(part) if isinstance(part, Element) else _say(lead, part)
-    _say(lead, f". It sees {height} x {width} pixels in patches of {patch_height} x {patch_width}.")
+            append(lead, part)
+    append(lead, f". It sees {height} x {width} pixels in patches of {patch_height} x {patch_width}.")
     reasons = shortened_by(run)
     warning = "; ".join(reasons)
     short = f"A shortened run ({warning}): its scores say nothing about the full recipe."
@@ -51,13 +53,6 @@ def header(material: Material) -> Element:
         lead,
         tag("p", short, class_="warning") if reasons else None,
     )
-
-
-def _say(element: Element, text: str) -> None:
-    if len(element):
-        element[-1].tail = (element[-1].tail or "") + text
-    else:
-        element.text = (element.text or "") + text
 
 
 def _data_name(source: str) -> Element:
@@ -87,6 +82,15 @@ def scored_facts(material: Material) -> Element:
     if predictions is not None:
         pairs.append(("fingerprint", tag("code", word(predictions.sha256))))
     return facts(pairs)
+
+
+def _command(run: Records) -> Element:
+    """Return the command of a run; lines break before an option."""
+    code = tag("code")
+    for place, part in enumerate(re.split(r" (?=--)", public_command(run))):
+        append(code, " " if place else None)
+        code.append(tag("span", one_line(part)))
+    return tag("pre", code, class_="command")
 
 
 def _views(views: dict[str, Any]) -> Element:
@@ -135,7 +139,7 @@ def training_section(material: Material, pictures: Pictures) -> Section:
                 caption=["Training steps only, between two evaluations. A dip is a machine that was busy otherwise."],
             )  # fmt: skip
         content += [
-            tag("pre", tag("code", public_command(run)), class_="command"),
+            _command(run),
             tag("div", listed, figure, class_="side"),
             _splits(results["data"]),
         ]
