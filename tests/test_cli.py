@@ -70,6 +70,8 @@ def test_train_prints_a_table_the_result_and_the_next_commands(tmp_path, capsys,
     assert "test: top-1" in printed
     for command in (
         "vit-hf predict runs/digits",
+        "vit-hf report runs/digits",
+        "vit-hf inspect runs/digits",
         "vit-hf evaluate runs/digits",
         "import vit_hf",
         "vit-hf push runs/digits",

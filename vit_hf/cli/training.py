@@ -143,6 +143,8 @@ def _next_commands(folder: Path, *, is_classifier: bool) -> list[str]:
     )
     return [
         f"vit-hf predict {where} {pictures} --save-plot predictions.png",
+        f"vit-hf report {where}",
+        f"vit-hf inspect {where}",
         f"vit-hf evaluate {where}",
         f"vit-hf reproduce {where}",
         f'python -c "{code}"',
