@@ -80,9 +80,9 @@ def test_more_rows_are_a_picture_with_numbered_blocks():
 
 def test_words_of_neighbouring_rows_do_not_touch():
     for count, blocks in (
-        (26, [("Ågj|", 1)] * 26),
-        (100, [("Ågj|", 5)] * 20),
-        (100, [("Ågj|", 4)] * 10 + [("Ågj|", 6)] * 10),
+        (26, [("Agj" * 20, 1)] * 26),
+        (100, [("Agj" * 20, 5)] * 20),
+        (100, [("Agj" * 20, 4)] * 10 + [("Agj" * 20, 6)] * 10),
     ):
         figure = draw_confusion(np.ones((count, count), int), [count] * count, blocks)
         figure.draw_without_rendering()
