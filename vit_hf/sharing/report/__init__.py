@@ -4,16 +4,14 @@
 `augmentation` work out what they show, `page` and `css` are how it looks.
 """
 
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...evaluation.output import check_output, published
 from ...image_processing_vit_hf import VitHfImageProcessor
 from ...modeling_vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling
 from ...training.progress import quiet_transformers
-from ...training.state import sync
 from . import facts, scores, seen
 from .material import Material, find_pictures, read_material
 from .page import Pictures, Section, render
@@ -60,8 +58,7 @@ def write_report(
         ValueError: a record cannot be read, records disagree, or `data` is not what was scored.
     """
     folder = Path(output) if output is not None else Path(run) / "report"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not an empty folder; choose another --output, or remove it")
+    check_output(folder)
     on_step("reading the records")
     material = read_material(run, scores_of)
     on_step("opening the pictures")
@@ -70,17 +67,10 @@ def write_report(
     sections = _sections(material, pictures, on_step)
     on_step("writing")
     page = render(f"{facts.title_of(material.run)} - vit-hf report", facts.header(material), sections)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as scratch:
-        made = Path(scratch) / "made"
-        made.mkdir()
+    with published(folder) as made:
         (made / REPORT).write_text(page, encoding="utf-8")
         for name, png in pictures.files.items():
             (made / f"{name}.png").write_bytes(png)
-        sync(made)
-        if folder.exists():
-            folder.rmdir()  # empty
-        os.rename(made, folder)
     return Report(folder / REPORT, len(pictures.files), material.absent)
 
 
