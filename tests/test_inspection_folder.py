@@ -107,6 +107,20 @@ def test_the_numbers_are_those_of_the_functions_and_every_file_is_a_picture(draw
     assert numbers["model"] == "ours"
 
 
+def test_a_head_that_looks_at_no_patch_is_null_in_the_numbers(tiny, randomise, monkeypatch, tmp_path):
+    """Heads may give all their attention to the class token, and then have no distance."""
+    distances = torch.tensor([[[1.0, torch.nan, 3.0, 4.0]] * 3, [[2.0, torch.nan, torch.nan, 5.0]] * 3])
+    monkeypatch.setattr(module, "attention_distance", lambda model, pixels: distances)
+    model = randomise(VitHfForImageClassification(tiny()))
+    processor = VitHfImageProcessor(size={"height": 16, "width": 24})
+    picture = Image.new("RGB", (24, 16), "red")
+    write_inspection(
+        model, processor, [("a", picture), ("b", picture)], tmp_path, summary=summarise(model.config), drawn=0
+    )
+    numbers = json.loads((tmp_path / "inspection.json").read_text())
+    assert numbers["attention_distance"]["pixels"] == [[1.5, None, 3.0, 4.5]] * 3
+
+
 def test_pictures_of_one_name_and_with_odd_letters_keep_files_of_their_own(tiny, tmp_path):
     model = VitHfForImageClassification(tiny()).eval()
     picture = some_pictures(1)[0][1]

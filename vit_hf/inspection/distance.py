@@ -54,7 +54,7 @@ def attention_distance(model: VitHfPreTrainedModel, pixel_values: torch.Tensor) 
             for attention weights (or one picture).
 
     Returns:
-        (B, layers, A), float32 on the CPU, from 0 to the picture's diagonal.
+        (B, layers, A), float32 on the CPU, from 0 to the picture's diagonal; NaN as of `mean_distance`.
     """
     config, encoder = model.config, model.encoder
     tokens = config.num_prefix_tokens + config.grid_hw[0] * config.grid_hw[1]
@@ -71,10 +71,11 @@ def draw_attention_distance(model: VitHfPreTrainedModel, distances: torch.Tensor
 
     Args:
         model: the one that was measured, for the distance of attention that is even over the patches.
-        distances: (B, layers, A), float, pixels, as `attention_distance` gives it; averaged over the pictures.
+        distances: (B, layers, A), float, pixels, as `attention_distance` gives it; averaged over the pictures, NaN left
+            out; a head that has nothing else has no dot.
         theme: light or dark.
     """
-    heads = distances.float().mean(dim=0)  # (layers, A)
+    heads = distances.float().nanmean(dim=0)  # (layers, A)
     even = patch_distances(model.config).mean().item()
     blocks = range(1, len(heads) + 1)
     figure = new_figure(4.2, 3.3, theme=theme)
@@ -92,11 +93,10 @@ def draw_attention_distance(model: VitHfPreTrainedModel, distances: torch.Tensor
         zorder=3,
         clip_on=False,
     )
-    ax.plot(blocks, heads.mean(dim=1), "-", color=VERMILION, linewidth=1.2, label="mean of the heads")
+    ax.plot(blocks, heads.nanmean(dim=1), "-", color=VERMILION, linewidth=1.2, label="mean of the heads")
     style_axes(ax, "block (depth)", "mean attention distance (px)", theme=theme)
-    ax.set_ylim(
-        0, 1.25 * max(even, heads.max().item(), 0.8)
-    )  # the legend stands above; a single patch has no distances
+    highest = max(even, heads.nan_to_num(nan=0.0).max().item(), 0.8)  # a single patch has no distances
+    ax.set_ylim(0, 1.25 * highest)  # the legend stands above
     ax.set_xlim(0.5, len(heads) + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     ax.grid(axis="y", color=theme.pale)

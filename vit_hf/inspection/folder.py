@@ -135,7 +135,7 @@ def _pictures(
     every = torch.cat(distances)
     writer.save(draw_attention_distance(model, every), "attention_distance.png")
     even = round(patch_distances(model.config).mean().item(), 4)
-    measured = {"pictures": count, "pixels": _listed(every.mean(dim=0)), "even_attention_pixels": even}
+    measured = {"pictures": count, "pixels": _listed(every.nanmean(dim=0)), "even_attention_pixels": even}
     return {"attention_distance": measured, "pictures": shown}
 
 
@@ -168,8 +168,10 @@ def _file_name(name: str, taken: set[str]) -> str:
 
 
 def _listed(numbers: torch.Tensor) -> list:
-    """Turn numbers into nested lists; six decimals are more than a figure shows."""
-    return (numbers.double() * 1e6).round().div(1e6).tolist()
+    """Turn numbers into nested lists, NaN into None; six decimals are more than a figure shows."""
+    if numbers.ndim > 1 and numbers.isnan().any():
+        return [_listed(part) for part in numbers]
+    return [None if value != value else value for value in (numbers.double() * 1e6).round().div(1e6).tolist()]
 
 
 __all__ = ["NUMBERS", "write_inspection"]
