@@ -136,7 +136,7 @@ def test_what_lies_there_stays_and_a_failure_leaves_nothing(run, tmp_path, monke
     with pytest.raises(FileExistsError, match="exists and is not an empty folder"):
         write_report(run, output=tmp_path / "full")
     assert (tmp_path / "full" / "mine").read_text() == "mine"
-    monkeypatch.setattr("vit_hf.sharing.report.sync", lambda folder: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.rename", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_report(run, output=tmp_path / "new")
     assert os.listdir(tmp_path) == ["full"]
