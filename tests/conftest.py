@@ -64,6 +64,22 @@ def randomise():
     return fill
 
 
+@pytest.fixture(scope="session")
+def settled():
+    """Give a function that copies a model's weights to where torch lays tensors in memory.
+
+    Weights read from a file lie as the file has them, and on some processors MKL multiplies a single row otherwise
+    where a matrix lies otherwise; so models are settled before their outputs are compared bit by bit.
+    """
+
+    def settle(model: torch.nn.Module) -> torch.nn.Module:
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.data = tensor.data.clone()
+        return model
+
+    return settle
+
+
 WITHOUT_PACKAGE = """
 import sys
 

@@ -21,6 +21,8 @@ from vit_hf.sharing.report import facts, seen
 from vit_hf.sharing.report import scores as scores_module
 from vit_hf.training.recipe import ModelFields, Recipe
 
+FIELDS = {"augmentation.flip": True, "augmentation.rotation": 20.0, "augmentation.mixup_alpha": 0.8,
+          "augmentation.cutmix_alpha": 1.0, "optimization.batch_size": 8}  # fmt: skip
 NAMES = [f"kind {letter}" for letter in "abcdef"]
 HOSTILE = [
     "<script>alert(1)</script>".replace("/", "\u2215"),  # a slash cannot be in the name of a folder

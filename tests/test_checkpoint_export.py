@@ -401,7 +401,6 @@ def test_bfloat16_cannot_go_into_an_npz_and_leaves_nothing(build, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # NumPy 2.0 leaves its ZIP file open
 @pytest.mark.parametrize(
     ("target", "name"),
     [("google", "vit.npz"), ("timm", "vit.safetensors"), ("torchvision", "vit.pth"), ("timm", "folder"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from report_pages import Page, invented, opened, report
 from report_runs import (
+    FIELDS,
     HOSTILE,
     NAMES,
     with_drawing,
@@ -36,9 +37,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, pictures):
-    fields = {"augmentation.flip": True, "augmentation.rotation": 20.0, "augmentation.mixup_alpha": 0.8,
-              "augmentation.cutmix_alpha": 1.0, "optimization.batch_size": 8}  # fmt: skip
-    return write_run(tmp_path_factory.mktemp("runs") / "mine", pictures, fields=fields)
+    return write_run(tmp_path_factory.mktemp("runs") / "mine", pictures, fields=FIELDS)
 
 
 @pytest.fixture(scope="module")

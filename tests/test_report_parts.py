@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from report_pages import opened, report
-from report_runs import NAMES, make_scores, without_drawing, write_many, write_pictures, write_run
+from report_runs import FIELDS, NAMES, make_scores, without_drawing, write_many, write_pictures, write_run
 
 from vit_hf import VitHfImageProcessor
 from vit_hf.data.loading import Address, TrainRows, build_train_loader
@@ -44,9 +44,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, pictures):
-    fields = {"augmentation.flip": True, "augmentation.rotation": 20.0, "augmentation.mixup_alpha": 0.8,
-              "augmentation.cutmix_alpha": 1.0, "optimization.batch_size": 8}  # fmt: skip
-    return write_run(tmp_path_factory.mktemp("runs") / "mine", pictures, fields=fields)
+    return write_run(tmp_path_factory.mktemp("runs") / "mine", pictures, fields=FIELDS)
 
 
 # ---------------------------------------------------------------------------------------------- confusions

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from report_pages import invented, opened, report
-from report_runs import NAMES, small, without_drawing, write_pictures, write_run
+from report_runs import FIELDS, NAMES, small, without_drawing, write_pictures, write_run
 
 from vit_hf import VitHfForImageClassification, VitHfImageProcessor
 from vit_hf.cli import main
@@ -30,9 +30,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, pictures):
-    fields = {"augmentation.flip": True, "augmentation.rotation": 20.0, "augmentation.mixup_alpha": 0.8,
-              "augmentation.cutmix_alpha": 1.0, "optimization.batch_size": 8}  # fmt: skip
-    return write_run(tmp_path_factory.mktemp("runs") / "mine", pictures, fields=fields)
+    return write_run(tmp_path_factory.mktemp("runs") / "mine", pictures, fields=FIELDS)
 
 
 # ---------------------------------------------------------------------------------------------- what is not there

@@ -125,8 +125,10 @@ def _write_file(tensors: Tensors, config: VitHfConfig, path: Path) -> None:
     if path.suffix == ".npz":
         if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
             raise CheckpointError("numpy has no bfloat16; bring the model to float32 first: model.float()")
-        np.savez(path, **{name: tensor.numpy() for name, tensor in tensors.items()})  # type: ignore[arg-type]
-        with zipfile.ZipFile(path, "a") as archive:
+        with zipfile.ZipFile(path, "w") as archive:  # as numpy.savez, which leaves it open when the disk is full
+            for name, tensor in tensors.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, tensor.numpy(), allow_pickle=False)
             archive.comment = _metadata(config).encode()
     elif path.suffix == ".pth":
         torch.save(tensors, path)

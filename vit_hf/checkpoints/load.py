@@ -101,7 +101,7 @@ def load_model(
     Raises:
         ValueError: see those two; or a model for masked images, which names no classes yet.
     """
-    if _is_ours(path_or_hub_id):
+    if our_settings(path_or_hub_id) is not None:
         settings, _ = VitHfConfig.get_config_dict(path_or_hub_id)
         if not to_train and settings.get("architectures") == ["VitHfForMaskedImageModeling"]:
             raise ValueError(
@@ -124,20 +124,20 @@ def load_config(path_or_hub_id: str | Path, **config_overrides: Any) -> VitHfCon
     Raises:
         ValueError: the fields do not fit together; or what `load_checkpoint` raises.
     """
-    if _is_ours(path_or_hub_id):
+    if our_settings(path_or_hub_id) is not None:
         return VitHfConfig.from_pretrained(path_or_hub_id, **config_overrides)
     return load_checkpoint(path_or_hub_id, **config_overrides).config
 
 
-def _is_ours(path_or_hub_id: str | Path) -> bool:
-    """Whether a folder or Hub repo holds a model of this package."""
+def our_settings(path_or_hub_id: str | Path) -> dict[str, Any] | None:
+    """Return what config.json of a model of this package says, from a folder or Hub repo; None for anything else."""
     if Path(path_or_hub_id).is_file():
-        return False
+        return None
     try:
         settings, _ = VitHfConfig.get_config_dict(path_or_hub_id)
     except OSError:  # no config.json: load_checkpoint says what is wrong, if anything is
-        return False
-    return settings.get("model_type") == VitHfConfig.model_type
+        return None
+    return settings if settings.get("model_type") == VitHfConfig.model_type else None
 
 
 def find_source(checkpoint: Checkpoint) -> str:

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ... import __version__
-from ...checkpoints.load import load_model
-from ...configuration_vit_hf import VitHfConfig
+from ...checkpoints.load import load_model, our_settings
 from ...data.loading import build_evaluation_loader
 from ...data.pictures import Split
 from ...data.sources import fingerprint
@@ -98,7 +97,7 @@ def load_frozen(path_or_hub_id: str | Path) -> FrozenModel:
         ValueError, OSError: as `load_model`.
     """
     model: VitHfForImageClassification | VitHfForMaskedImageModeling
-    if _is_for_masked_images(path_or_hub_id):
+    if (our_settings(path_or_hub_id) or {}).get("architectures") == [MASKED]:
         model = VitHfForMaskedImageModeling.from_pretrained(path_or_hub_id)
         processor = VitHfImageProcessor.from_pretrained(path_or_hub_id)
     else:
@@ -217,15 +216,3 @@ def _compute(
 
     labels, vectors = gather_rows(encoder, loader, accelerator, forward, num_samples=total, on_batch=count)
     return Features(vectors=vectors.numpy(), labels=labels.numpy())
-
-
-def _is_for_masked_images(path_or_hub_id: str | Path) -> bool:
-    """Whether a folder or Hub repo holds a model of this package for masked images."""
-    if Path(path_or_hub_id).is_file():
-        return False
-    try:
-        settings, _ = VitHfConfig.get_config_dict(path_or_hub_id)
-    except OSError:  # no config.json: load_model says what is wrong, if anything is
-        return False
-    ours = settings.get("model_type") == VitHfConfig.model_type
-    return ours and cast(list, settings.get("architectures") or []) == [MASKED]
