@@ -9,6 +9,7 @@ from PIL import Image
 
 from ...data.loading import Address, StepSampler, TrainRows
 from ...data.mixing import PairMixing, PatchMasking
+from ...data.pictures import Columns
 from ...data.transforms import TrainTransform
 from ...image_processing_vit_hf import VitHfImageProcessor
 from ...inspection.attention import model_view
@@ -60,7 +61,7 @@ class Preview:
         processor: beside the model.
     """
 
-    def __init__(self, rows: Dataset, columns: dict[str, str], recipe: Recipe, processor: VitHfImageProcessor):
+    def __init__(self, rows: Dataset, columns: Columns, recipe: Recipe, processor: VitHfImageProcessor):
         transform = TrainTransform(recipe.augmentation, processor)
         self.samples = TrainRows(rows, **columns, transform=transform, seed=recipe.seed)
         self.rows, self.columns, self.recipe, self.processor = rows, columns, recipe, processor

@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ...data.pictures import DataFields, Pictures, open_pictures
+from ...data.pictures import Columns, DataFields, Pictures, open_pictures
 from ...data.sources import fingerprint
 from ...evaluation.analysis import analyse
 from ...evaluation.predictions import PREDICTIONS, Predictions, read_predictions
@@ -40,7 +40,7 @@ class Material:
     """The pictures that the predictions are of."""
     trained: Dataset | None = None
     """The pictures that were trained on."""
-    columns: dict[str, str] | None = None
+    columns: Columns | None = None
     """Names of the image and label columns of both."""
     absent: str = ""
     """Why pictures are not there; fit to be shown to anybody."""
@@ -135,7 +135,7 @@ def find_pictures(material: Material, data: str | None) -> Material:
     absent = ""
     if material.predictions is not None and scored is None:
         absent = "The data that the recipe names is no longer what was scored; give the same with --data."
-    return replace(material, scored=scored, trained=trained, columns=pictures.columns, absent=absent)  # type: ignore[arg-type]
+    return replace(material, scored=scored, trained=trained, columns=pictures.columns, absent=absent)
 
 
 def _proven(pictures: Pictures, predictions: Predictions | None, data: str | None) -> Dataset | None:

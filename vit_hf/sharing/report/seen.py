@@ -137,7 +137,7 @@ def network_section(
             caption=["What patches are mostly compared with. Smooth waves and colour fields are a trained model; noise "
                      "is one that has not learned much."],
         ))  # fmt: skip
-    rows, column = material.scored or material.trained, (material.columns or {}).get("image_column")
+    rows, column = material.scored or material.trained, material.columns and material.columns["image_column"]
     if rows is not None and column is not None:
         numbers = torch.linspace(0, len(rows) - 1, min(_MEASURED, len(rows))).round().int().tolist()
         distances = attention_distance(model, pixels_of(rows, numbers, column, processor))
