@@ -107,9 +107,10 @@ def _run_phases(run: Session, output: str | Path | None, resume: str | Path | No
         run.accelerator.end_training()
         return result
     except BaseException as error:
+        death = _end_of_a_loader(error)  # first: until then torch's signal handler may raise once more, wherever we are
         if run.folder is not None and run.step and not isinstance(error, TrainingInterrupted):
             run.display.print(f"to resume: {resume_command(run.path)}")
-        if death := _end_of_a_loader(error):
+        if death is not None:
             raise ChildProcessError(
                 f"a loader process died ({death}); resume with fewer workers (--workers N), or see what killed it"
             ) from error
