@@ -23,6 +23,14 @@ def _seed():
     AcceleratorState._reset_state()  # the precision of a test before this one
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folder(tmp_path_factory):
+    """Keep what is cached out of the user's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIT_HF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """Give a function from a name to the folder of an optional data set; skips where it is absent."""

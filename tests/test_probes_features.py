@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Features, Image
+from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -247,10 +248,10 @@ def test_a_folder_that_cannot_be_made_is_said_before_any_work(frozen, split, tmp
 
 def test_the_cache_lies_beside_the_other_caches_or_where_the_variable_says(monkeypatch, tmp_path):
     monkeypatch.delenv("VIT_HF_CACHE", raising=False)
-    monkeypatch.setattr(cache.constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
     assert cache.default_folder() == tmp_path / "home" / "vit-hf" / "features"
     monkeypatch.setenv("VIT_HF_CACHE", str(tmp_path / "mine"))
-    assert cache.default_folder() == tmp_path / "mine"
+    assert cache.default_folder() == tmp_path / "mine" / "features"
 
 
 def test_a_streamed_split_is_an_error(frozen, split, tmp_path):

@@ -12,7 +12,7 @@ def add_commands(add: Add) -> None:
         "probe",
         _probe,
         "Score simple classifiers on frozen features: few-shot, nearest neighbours, logistic regression; VTAB-1k.",
-        epilog="Features are computed once and kept in $HF_HOME/vit-hf/features, or in $VIT_HF_CACHE.",
+        epilog="Features are computed once and kept in $HF_HOME/vit-hf/features, or in $VIT_HF_CACHE/features.",
     )
     probe.add_argument("model", nargs="?", metavar="MODEL", help="model folder, weights file or Hub id")
     probe.add_argument("--data", metavar="SOURCE", help="data with a test split (default: what a run was trained on)")

@@ -1,7 +1,6 @@
 """Features on disk: one safetensors file for each model and split, found again by what the features depend on.
 
-The folder is `vit-hf/features` under HF_HOME (`~/.cache/huggingface` unless set), beside the caches of the other
-Hugging Face libraries; the environment variable VIT_HF_CACHE names another. Files may be deleted at any time.
+The folder is `features` in that of `vit_hf.data.cache_folder`. Files may be deleted at any time.
 
 The name of a file is the SHA-256 of all that its content depends on: kind of feature, weights, config, image
 processor, version of this package, precision, and the split with its fingerprint, which covers all labels and at most
@@ -17,20 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ...data.cache_folder import REMEDY, cache_folder
+
 logger = logging.getLogger(__name__)
 
-VARIABLE = "VIT_HF_CACHE"
 _HEADER = "vit_hf.features"  # one entry: safetensors does not keep the order of several
 
 
 def default_folder() -> Path:
     """Return the folder of the cache."""
-    chosen = os.environ.get(VARIABLE)
-    return Path(chosen).expanduser() if chosen else Path(constants.HF_HOME) / "vit-hf" / "features"
+    return cache_folder("features")
 
 
 def check_folder(folder: Path) -> None:
@@ -42,9 +40,9 @@ def check_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"the cache of features {folder} cannot be made ({error}); {_remedy()}") from error
+        raise OSError(f"the cache of features {folder} cannot be made ({error}); {REMEDY}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OSError(f"the cache of features {folder} cannot be written; {_remedy()}")
+        raise OSError(f"the cache of features {folder} cannot be written; {REMEDY}")
 
 
 def features_path(folder: Path, about: dict[str, Any]) -> Path:
@@ -101,7 +99,7 @@ def write_features(folder: Path, about: dict[str, Any], *, vectors: np.ndarray, 
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(
-            f"{len(content):,} bytes of features cannot be written to {folder} ({error}); {_remedy()}"
+            f"{len(content):,} bytes of features cannot be written to {folder} ({error}); {REMEDY}"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -115,7 +113,3 @@ def _digest(*, vectors: np.ndarray, labels: np.ndarray) -> str:
     sha = hashlib.sha256(np.ascontiguousarray(vectors).data)
     sha.update(np.ascontiguousarray(labels).data)
     return sha.hexdigest()
-
-
-def _remedy() -> str:
-    return f"free the space, or name another folder in the environment variable {VARIABLE}"
