@@ -34,6 +34,7 @@ Shapes: B batch, C channels, H x W pixels.
 """
 
 import os
+import struct
 import warnings
 from typing import Any, ClassVar
 
@@ -67,6 +68,30 @@ _TRANSPOSE = {  # EXIF orientation -> what brings the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+# Pillow's names of the formats that a path may have. JPEG covers MPO, which phones write into .jpg files; PPM covers
+# PBM, PGM and PNM. Others are not tried: for some of them (EPS) Pillow starts other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+_TAG_TYPE_BYTES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
+_SHARED_TAG_BYTES = 2**20
 
 
 def to_rgb(image, input_data_format: str | None = None):
@@ -129,7 +154,8 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8; 1, with a warning, where it cannot be read."""
     try:
-        if raw := image.info.get("exif"):
+        if raw := _raw_exif(image):
+            refuse_shared_tags(raw)
             Image.Exif().load(raw)  # raises for a broken block; `getexif` is silent when the file plugin met it before
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception as error:
@@ -140,6 +166,38 @@ def _orientation(image: Image.Image) -> int:
         problem = f"EXIF orientation is {orientation!r}, expected 1..8"
     warnings.warn(f"{problem}; the image is used as it lies: rewrite or strip its EXIF data", stacklevel=2)
     return 1
+
+
+def _raw_exif(image: Image.Image) -> bytes | None:
+    """EXIF data as `getexif` takes it; older programs hide it in a text of PNG, in hexadecimal."""
+    raw = image.info.get("exif")
+    if raw is None and "Raw profile type exif" in image.info:
+        raw = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
+    return raw
+
+
+def refuse_shared_tags(block: bytes) -> None:
+    """Raise ValueError when tags of the first directory of a TIFF or EXIF block claim more bytes than there are.
+
+    Whoever reads them keeps a copy for each tag, and thousands may claim the same megabyte.
+    """
+    block = block.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None or len(block) < 16:
+        return
+    big = block[2:4] in (b"+\0", b"\0+")  # BigTIFF
+    counted, entry = (order + "Q", order + "HHQQ") if big else (order + "H", order + "HHII")
+    (start,) = struct.unpack_from(order + ("Q" if big else "I"), block, 8 if big else 4)
+    first, size = start + struct.calcsize(counted), struct.calcsize(entry)
+    if first > len(block):
+        return
+    (count,) = struct.unpack_from(counted, block, start)
+    entries = block[first : first + size * min(count, 65_535)]
+    whole = entries[: len(entries) // size * size]
+    claims = (_TAG_TYPE_BYTES.get(kind, 0) * number for _, kind, number, _ in struct.iter_unpack(entry, whole))
+    claimed = sum(min(claim, len(block)) for claim in claims)  # a claim beyond the end reads to the end
+    if claimed > len(block) + _SHARED_TAG_BYTES:
+        raise ValueError(f"tags claim {claimed:,} bytes of {len(block):,}")
 
 
 def _array_to_rgb(image: Any, input_data_format: str | None) -> tuple[torch.Tensor, bool]:
@@ -325,7 +383,7 @@ class _VitHfDefaults:
         if isinstance(image_url_or_urls, os.PathLike) or (
             isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls)
         ):
-            with Image.open(image_url_or_urls) as image:
+            with Image.open(image_url_or_urls, formats=FORMATS) as image:
                 return to_rgb(image)
         return load_image(image_url_or_urls) if isinstance(image_url_or_urls, str) else image_url_or_urls
 

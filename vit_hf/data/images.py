@@ -1,8 +1,9 @@
 """Read one image file safely: the single place where bytes of unknown origin become a PIL image.
 
 Sources keep their image column undecoded (`datasets.Image(decode=False)`), so that everything a hostile, broken or
-missing file can do happens here, with one kind of error that says where the image came from. The size is checked from
-the header, before any pixel is decoded; only the formats in `FORMATS` are tried.
+missing file can do happens here, with one kind of error that says where the image came from. What would take far more
+memory or time than it holds is refused before any pixel is decoded (`vit_hf.data.bombs`); only the formats in `FORMATS`
+are tried.
 
 The image comes back as the file holds it: its own mode, EXIF orientation not yet applied. Conversion to upright RGB is
 the image processor's work (`datasets`' own decoding would turn the pixels first, and drop what was wrong with them).
@@ -11,25 +12,26 @@ the image processor's work (`datasets`' own decoding would turn the pixels first
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-# Pillow's names. JPEG covers MPO, which phones write into .jpg files; PPM covers PBM, PGM and PNM.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+from ..image_processing_vit_hf import FORMATS, to_rgb
+from .bombs import MAX_FILE_BYTES, MAX_PIXELS, BombError, refuse_bombs, refuse_sizes
+
+__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "BadImageError", "read_image", "read_rgb"]
 
 # File endings that a folder scan takes for images of those formats (lower case).
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
-
-# Pillow's own default for a decompression bomb warning: a quarter of a GiB of RGB. Here it is an error.
-MAX_PIXELS = 89_478_485
 
 _EXPECTED = "expected a complete JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file"
 _REMEDY = "replace the file or remove this row from the data"
@@ -48,12 +50,13 @@ def read_image(value: Any, *, where: str) -> Image.Image:
         where: place of the image for error texts, such as "row 17 of split train"; paths are added to it.
 
     Returns:
-        A loaded PIL image of any mode, at most `MAX_PIXELS` large.
+        A loaded PIL image of any mode, at most `MAX_PIXELS` large. What Pillow warns of is warned of with the place.
 
     Raises:
-        BadImageError: empty, truncated, fake, of another format, too many pixels, or no image at all.
+        BadImageError: empty, truncated, fake, of another format, too large, or no image at all.
         FileNotFoundError: the path does not exist.
     """
+    where = _with_path(where, value)
     if isinstance(value, Mapping):
         data, path = value.get("bytes"), value.get("path")
         if data is None and path is None:
@@ -62,63 +65,92 @@ def read_image(value: Any, *, where: str) -> Image.Image:
     if isinstance(value, Image.Image):
         return _load(lambda: value, where=where)
     if isinstance(value, bytes | bytearray | memoryview):
-        if len(value) == 0:
-            raise BadImageError(f"{where}: empty image (0 bytes); {_EXPECTED}; {_REMEDY}")
-        return _decode(io.BytesIO(value), where=where)
+        return _decode(bytes(value), where=where)
     if isinstance(value, str | Path):
-        where = where if where == str(value) else f"{where} ({value})"
-        with _open_file(str(value), where=where) as file:
-            return _decode(file, where=where)
+        return _decode(_read_file(str(value), where=where), where=where)
     raise BadImageError(
         f"{where}: found {type(value).__name__} instead of an image; expected a path, bytes, a dict with 'bytes' and "
         "'path', or a PIL image"
     )
 
 
-def _open_file(path: str, *, where: str) -> AbstractContextManager[BinaryIO]:
-    """Open a local path, or a member of a Hub repository when `path` is an hf:// address (streamed image folders)."""
+def read_rgb(value: Any, *, where: str) -> Image.Image:
+    """Decode one image and turn it into upright RGB by the rules of `to_rgb`; arguments and errors as of `read_image`.
+
+    Values that no rule covers (NaN, 32-bit numbers beyond 16 bits) are a `BadImageError` too, and what is wrong with
+    its EXIF data is warned of with the place.
+    """
+    image = read_image(value, where=where)
+    where = _with_path(where, value)
+    try:
+        with _warnings_named(where):
+            return to_rgb(image)
+    except ValueError as error:
+        raise BadImageError(f"{where}: {error}") from error
+
+
+def _with_path(where: str, value: Any) -> str:
+    """Add the path that a value is or has, which bytes of a Parquet file often keep too."""
+    path = value.get("path") if isinstance(value, Mapping) else value
+    return f"{where} ({path})" if isinstance(path, str | Path) and path and where != str(path) else where
+
+
+def _read_file(path: str, *, where: str) -> bytes:
+    """Read a local path, or a member of a Hub repository when `path` is an hf:// address (streamed image folders)."""
     if path.split("::")[-1].startswith("hf://"):
-        return fsspec.open(path, "rb")
+        with fsspec.open(path, "rb") as file:  # a network that fails is no bad image: that error stays as it is
+            return file.read(MAX_FILE_BYTES)
     if "\0" in path:
         raise BadImageError(f"{where}: the path holds a NUL character; expected a file name; {_REMEDY}")
     try:
-        return open(path, "rb")
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            raise BadImageError(f"{where}: this is a folder; {_EXPECTED}; name one image file")
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device never ends
+            raise BadImageError(f"{where}: this is a pipe or a device; {_EXPECTED}; {_REMEDY}")
+        if found.st_size > MAX_FILE_BYTES:
+            raise BadImageError(
+                f"{where}: refused before reading, {found.st_size:,} bytes; expected at most {MAX_FILE_BYTES:,}; "
+                "shrink the image or remove this row from the data"
+            )
+        with open(path, "rb") as file:
+            return file.read()
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{where}: no such image file; expected it at {Path(path).absolute()}; restore the file, or load the data "
             "again if the folder has moved"
         ) from error
-    except IsADirectoryError as error:
-        raise BadImageError(f"{where}: this is a folder; {_EXPECTED}; name one image file") from error
+    except (OSError, UnicodeError) as error:
+        raise BadImageError(f"{where}: the file cannot be read ({error}); {_EXPECTED}; {_REMEDY}") from error
 
 
-def _decode(file: BinaryIO, *, where: str) -> Image.Image:
-    """Decode the image in an open file, or say what the file holds instead."""
+def _decode(data: bytes, *, where: str) -> Image.Image:
+    """Decode the content of a file, or say what it holds instead."""
     try:
-        return _load(lambda: Image.open(file, formats=FORMATS), where=where)
+        refuse_bombs(data)
+        return _load(lambda: Image.open(io.BytesIO(data), formats=FORMATS), where=where, num_bytes=len(data))
     except UnidentifiedImageError as error:
-        file.seek(0)
-        raise BadImageError(f"{where}: {_describe(file.read(64))}; {_EXPECTED}; {_REMEDY}") from error
+        raise BadImageError(f"{where}: {_describe(data[:64])}; {_EXPECTED}; {_REMEDY}") from error
+    except BombError as error:
+        raise BadImageError(_refused(where, str(error))) from error
 
 
-def _load(opener: Callable[[], Image.Image], *, where: str) -> Image.Image:
+def _load(opener: Callable[[], Image.Image], *, where: str, num_bytes: int | None = None) -> Image.Image:
     """Open (header only), check the size, then decode; every failure but "not an image" becomes a `BadImageError`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with _warnings_named(where):
             image = opener()
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-        if image.width * image.height == 0:
-            raise ValueError(f"the size is {image.width} x {image.height}")
-        image.load()
+            refuse_sizes(image, num_bytes)
+            if image.width < 1 or image.height < 1:
+                raise ValueError(f"the size is {image.width} x {image.height}")
+            with _whole_files_only():
+                image.load()
     except UnidentifiedImageError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImageError(
-            f"{where}: refused before decoding, too large ({error}); expected at most {MAX_PIXELS:,} pixels; "
-            "shrink the image or remove this row from the data"
-        ) from error
+    except BombError as error:
+        raise BadImageError(_refused(where, str(error))) from error
+    except Image.DecompressionBombError as error:  # Pillow comes first to what is twice as large
+        raise BadImageError(_refused(where, f"too large ({error}); expected at most {MAX_PIXELS:,} pixels")) from error
     except Warning:  # raised only where the caller turns warnings into errors: it asked for this one
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, EOFError, MemoryError, ...
@@ -126,6 +158,35 @@ def _load(opener: Callable[[], Image.Image], *, where: str) -> Image.Image:
             f"{where}: the image cannot be decoded ({type(error).__name__}: {error}); {_EXPECTED}; {_REMEDY}"
         ) from error
     return image
+
+
+def _refused(where: str, why: str) -> str:
+    return f"{where}: refused before decoding, {why}; shrink the image or remove this row from the data"
+
+
+@contextmanager
+def _warnings_named(where: str) -> Iterator[None]:
+    """Let what is warned of within be warned of at the end, each text once, with the place of the image."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for text, category in dict.fromkeys((str(entry.message), entry.category) for entry in caught):
+        if category is not Image.DecompressionBombWarning:  # that limit is ours, and an error
+            warnings.warn(f"{where}: {text}", category, stacklevel=4)
+
+
+@contextmanager
+def _whole_files_only() -> Iterator[None]:
+    """Let half a file be an error, even where someone has told Pillow to fill the rest with grey."""
+    allowed = ImageFile.LOAD_TRUNCATED_IMAGES
+    if not allowed:
+        yield
+        return
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = allowed
 
 
 def _describe(head: bytes) -> str:
