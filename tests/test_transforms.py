@@ -1,17 +1,16 @@
 """Transforms: with nothing on, training sees what evaluation sees; each augmentation does what its field says."""
 
 import random
-from collections import Counter
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from timm.data import auto_augment
-from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
 from vit_hf import VitHfImageProcessor
-from vit_hf.data.transforms import Augmentation, RandAugment, TrainTransform
+from vit_hf.data.draws import sample_keys
+from vit_hf.data.transforms import CROPS, Augmentation, TrainTransform
 
 
 def noise(height: int, width: int, mode: str = "RGB") -> PIL.Image.Image:
@@ -33,8 +32,25 @@ def gradient(height: int, width: int) -> PIL.Image.Image:
     return PIL.Image.fromarray(pixels.to(torch.uint8).numpy())
 
 
+def keys_of(count: int, seed: int = 0) -> np.ndarray:
+    rows = np.arange(count)
+    return sample_keys(seed, 0 * rows, rows, 0 * rows)
+
+
+def whole(image: PIL.Image.Image) -> torch.Tensor:
+    """Return the picture as (C, h, w) uint8."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
 def draws(transform: TrainTransform, image: PIL.Image.Image, count: int) -> torch.Tensor:
-    return torch.stack([transform(image) for _ in range(count)])
+    """Return as many versions of a picture, (count, C, H, W), cut and resized with the rest of the batch."""
+    return transform.batch(whole(image).expand(count, -1, -1, -1), keys_of(count), cut=False)
+
+
+def by_the_picture(transform: TrainTransform, image: PIL.Image.Image, count: int = 1) -> torch.Tensor:
+    """Return the same versions by way of `picture`."""
+    keys = keys_of(count)
+    return transform.batch(torch.stack([transform.picture(image, int(key)) for key in keys]), keys, cut=True)
 
 
 # ---------------------------------------------------------------------------------------------- as in evaluation
@@ -44,7 +60,7 @@ def test_without_augmentation_or_resize_it_equals_the_image_processor(mode, mean
     mean, std = mean_and_std
     processor = VitHfImageProcessor(size={"height": 32, "width": 24}, image_mean=[mean] * 3, image_std=[std] * 3)
     image = noise(32, 24, mode)
-    found = TrainTransform(Augmentation(), processor)(image)
+    found = by_the_picture(TrainTransform(Augmentation(), processor), image)[0]
     assert found.dtype == torch.float32
     # The processor scales and normalises in one step, the transform in two: a few float32 roundings apart.
     torch.testing.assert_close(found, processor(image, return_tensors="pt")["pixel_values"][0], rtol=0, atol=1e-6)
@@ -55,7 +71,7 @@ def test_without_augmentation_or_resize_it_equals_the_image_processor(mode, mean
 def test_with_a_resize_it_equals_the_image_processor_to_one_level(resample, source):
     processor = VitHfImageProcessor(size={"height": 32, "width": 24}, resample=resample)
     image = noise(*source)
-    found = TrainTransform(Augmentation(), processor)(image)
+    found = by_the_picture(TrainTransform(Augmentation(), processor), image)[0]
     expected = processor(image, return_tensors="pt")["pixel_values"][0]
     # Pillow and torchvision both round to 8 bits, not always to the same side: one level is 2 / 255.
     torch.testing.assert_close(found, expected, rtol=0, atol=2 / 255 + 1e-6)
@@ -75,19 +91,10 @@ def test_everything_on_keeps_shape_type_and_range():
     assert torch.isfinite(draws(TrainTransform(Augmentation(erasing=1.0), plain(16, 24)), noise(16, 24), 20)).all()
 
 
-def test_the_same_seed_draws_the_same_picture():
-    transform = TrainTransform(Augmentation(crop="padded", flip=True, erasing=0.5, randaugment_ops=2), plain(16, 16))
-    image = noise(16, 16)
-    torch.manual_seed(1)
-    first = draws(transform, image, 5)
-    torch.manual_seed(1)
-    assert torch.equal(draws(transform, image, 5), first)
-
-
 # ---------------------------------------------------------------------------------------------- each augmentation
 def test_half_of_the_pictures_are_mirrored():
     image = gradient(4, 6)
-    upright = TrainTransform(Augmentation(), plain(4, 6))(image)
+    upright = draws(TrainTransform(Augmentation(), plain(4, 6)), image, 1)[0]
     pixels = draws(TrainTransform(Augmentation(flip=True), plain(4, 6)), image, 2000)
     mirrored = (pixels == upright.flip(-1)).flatten(1).all(dim=1)
     assert ((pixels == upright).flatten(1).all(dim=1) ^ mirrored).all()
@@ -144,7 +151,7 @@ def test_translation_keeps_within_its_share():
 
 def test_randaugment_varies_the_picture_and_its_strength_counts():
     image = noise(32, 32)
-    still = TrainTransform(Augmentation(), plain(32, 32))(image)
+    still = draws(TrainTransform(Augmentation(), plain(32, 32)), image, 1)[0]
 
     def change(magnitude):
         augmentation = Augmentation(randaugment_ops=2, randaugment_magnitude=magnitude)
@@ -165,7 +172,8 @@ def test_random_crops_reach_every_place_of_the_resized_picture_equally():
 def test_a_random_crop_resizes_as_the_image_processor():
     image, size = noise(50, 37), {"height": 32, "width": 24}
     for resample in (2, 3):
-        found = TrainTransform(Augmentation(crop="random", resize=(32, 24)), plain(32, 24, resample=resample))(image)
+        transform = TrainTransform(Augmentation(crop="random", resize=(32, 24)), plain(32, 24, resample=resample))
+        found = draws(transform, image, 1)[0]
         expected = VitHfImageProcessor(size=size, resample=resample, do_rescale=False, do_normalize=False)
         expected = expected(image, return_tensors="pt")["pixel_values"][0].float()
         torch.testing.assert_close(found, expected, rtol=0, atol=1.01)  # rounded to 8 bits by Pillow or by torchvision
@@ -176,69 +184,14 @@ def test_a_random_crop_larger_than_the_resized_picture_is_an_error():
         TrainTransform(Augmentation(crop="random", resize=(32, 20)), plain(32, 24))
 
 
-def test_randaugment_of_fixed_strength_is_torchvisions():
-    image = noise(24, 24)
-    reference = v2.RandAugment(2, 21, fill=[128] * 3)
-    for seed in range(40):
-        torch.manual_seed(seed)
-        expected = np.asarray(reference(image))
-        torch.manual_seed(seed)
-        assert np.array_equal(np.asarray(RandAugment(2, 21, std=0.0, probability=1.0)(image)), expected)
-
-
-def levels(count: int, **options) -> list[int]:
-    """Return the strengths of all operations that a RandAugment of one operation carries out."""
-    transform, found = RandAugment(1, **options), []
-    for level, operation in enumerate(transform.at):
-        operation.register_forward_hook(lambda *_, level=level: found.append(level))
-    image = PIL.Image.new("RGB", (4, 4))
-    for _ in range(count):
-        transform(image)
-    return found
-
-
-def test_the_strength_of_randaugment_is_normal_and_clipped():
-    found = torch.tensor(levels(1500, magnitude=15, std=2.0, probability=1.0)).double()
-    assert abs(found.mean() - 15) < 5 * 2 / 1500**0.5
-    assert abs(found.std() - (2.0**2 + 1 / 12) ** 0.5) < 5 * 2.02 / (2 * 1500) ** 0.5  # 1/12: whole levels
-    clipped = Counter(levels(1500, magnitude=29, std=3.0, probability=1.0))
-    assert max(clipped) == 30
-    assert abs(clipped[30] / 1500 - 0.434) < 0.064  # the share beyond 29.5; five standard deviations
-    assert min(levels(300, magnitude=0, std=3.0, probability=1.0)) == 0
-
-
-def test_operations_of_randaugment_are_left_out_with_their_probability():
-    assert abs(len(levels(2000, magnitude=9, std=0.0, probability=0.3)) / 2000 - 0.3) < 0.051  # five std. deviations
-    assert levels(50, magnitude=9, std=0.0, probability=0.0) == []
-
-
-def test_a_level_of_timm_is_three_of_torchvision():
-    """The strengths that can be read off both libraries: timm's at level 9 are torchvision's at 27."""
-    space = v2.RandAugment._AUGMENTATION_SPACE
-
-    def ours(name: str) -> float:
-        return float(space[name][0](31, 224, 224)[27])
-
-    timm_level = 9.0
-    shear, rotation = (abs(auto_augment.LEVEL_TO_ARG[name](timm_level, {})[0]) for name in ("ShearX", "Rotate"))
-    assert ours("ShearX") == ours("ShearY") == pytest.approx(shear)
-    assert ours("Rotate") == pytest.approx(rotation)
-    for name in ("Color", "Contrast", "Brightness", "Sharpness"):
-        factor = auto_augment.LEVEL_TO_ARG[f"{name}Increasing"](timm_level, {})[0]
-        assert ours(name) == pytest.approx(abs(factor - 1))
-    threshold = auto_augment.LEVEL_TO_ARG["SolarizeIncreasing"](timm_level, {})[0]
-    assert abs(ours("Solarize") * 255 - threshold) < 1
-
-
 def test_three_augment_draws_greyscale_solarisation_and_blur_equally():
     image = noise(24, 24)
-    still = TrainTransform(Augmentation(), plain(24, 24))(image)
+    still = draws(TrainTransform(Augmentation(), plain(24, 24)), image, 1)[0]
     pixels = draws(TrainTransform(Augmentation(three_augment=True), plain(24, 24)), image, 600)
     grey = (pixels[:, :1] == pixels).flatten(1).all(dim=1)
     inverted = (pixels == torch.where(still < 128, still, 255 - still)).flatten(1).all(dim=1)
     blurred = ~grey & ~inverted
-    luma = (still * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(dim=0)
-    torch.testing.assert_close(pixels[grey][0, 0], luma, rtol=0, atol=1.01)  # rounded to 8 bits
+    assert torch.equal(pixels[grey][0], functional.rgb_to_grayscale(whole(image), 3).float())
     for kind in (grey, inverted, blurred):
         assert abs(int(kind.sum()) - 200) < 58  # five standard deviations
     spread = pixels[blurred].std(dim=(1, 2, 3))
@@ -271,18 +224,68 @@ def test_what_is_erased_becomes_normal_noise_of_the_normalised_pixels():
     assert abs(noise_values.std() - 1) < 5 / (2 * len(noise_values)) ** 0.5
 
 
-def test_all_randomness_comes_from_torchs_generator():
-    fields = {"crop": "random", "resize": (20, 20), "flip": True, "randaugment_ops": 2, "randaugment_std": 3.0}
-    everything = Augmentation(
-        **fields, randaugment_probability=0.5, three_augment=True, color_jitter=0.3, erasing=0.5, rotation=5.0
-    )
-    transform, image, found = TrainTransform(everything, plain(16, 16)), noise(30, 30), []
+EVERYTHING = {
+    **{"flip": True, "rotation": 5.0, "translation": 0.1, "scaling": 0.1, "color_jitter": 0.3, "three_augment": True},
+    **{"randaugment_ops": 2, "randaugment_std": 3.0, "randaugment_probability": 0.8, "erasing": 0.5},
+}
+
+
+def everything(crop: str, height: int, width: int) -> Augmentation:
+    return Augmentation(crop=crop, resize=(height + 3, width + 6) if crop == "random" else None, **EVERYTHING)
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("size", [(20, 18), (16, 12), (24, 32)])
+def test_a_picture_comes_out_the_same_alone_and_in_any_batch(crop, size):
+    transform, keys = TrainTransform(everything(crop, *size), plain(*size)), keys_of(48)
+    pixels = torch.randint(256, (48, 3, 20, 18), dtype=torch.uint8)
+    together = transform.batch(pixels, keys, cut=False)
+    alone = [transform.batch(pixels[i : i + 1], keys[i : i + 1], cut=False) for i in range(48)]
+    assert torch.equal(together, torch.cat(alone))
+    order = torch.randperm(48)
+    assert torch.equal(transform.batch(pixels[order], keys[order.numpy()], cut=False), together[order])
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("size", [(20, 18), (16, 12), (24, 32)])
+def test_cutting_by_the_picture_and_by_the_batch_is_the_same_to_one_level(crop, size):
+    shifts = {name: EVERYTHING[name] for name in ("flip",)}
+    resize = (size[0] + 3, size[1] + 6) if crop == "random" else None
+    transform = TrainTransform(Augmentation(crop=crop, resize=resize, **shifts), plain(*size))
+    image = noise(20, 18)
+    # Pillow and torch both round to 8 bits, not always to the same side.
+    torch.testing.assert_close(by_the_picture(transform, image, 60), draws(transform, image, 60), rtol=0, atol=1.01)
+
+
+def test_no_randomness_but_that_of_the_keys():
+    transform, image, found = TrainTransform(everything("inception", 16, 16), plain(16, 16)), noise(30, 30), []
     for other in (0, 1):
         random.seed(other)
         np.random.seed(other)
-        torch.manual_seed(7)
-        found.append(draws(transform, image, 10))
+        torch.manual_seed(other)
+        states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        found.append(draws(transform, image, 20))
+        assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert torch.equal(*found)
+    assert len(found[0].flatten(1).unique(dim=0)) == 20
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("size", [(20, 18), (24, 32)])
+def test_nothing_waits_for_the_device(crop, size):
+    """On a device without values whatever needs one, such as `item`, `nonzero` or a mask as an index, raises."""
+    transform = TrainTransform(everything(crop, *size), plain(*size))
+    found = transform.batch(torch.empty(32, 3, 20, 18, dtype=torch.uint8, device="meta"), keys_of(32), cut=False)
+    assert found.device.type == "meta"
+    assert found.shape == (32, 3, *size)
+
+
+def test_the_pixels_that_come_in_stay_as_they_are():
+    pixels = torch.randint(256, (30, 3, 16, 16), dtype=torch.uint8)
+    for augmentation in (Augmentation(), *(everything(crop, 16, 16) for crop in CROPS)):
+        before = pixels.clone()
+        TrainTransform(augmentation, plain(16, 16)).batch(pixels, keys_of(30), cut=False)
+        assert torch.equal(pixels, before)
 
 
 # ---------------------------------------------------------------------------------------------- checks

@@ -1,29 +1,43 @@
-"""What happens to a picture between the file and the model, by torchvision.transforms.v2.
+"""What happens to a training picture between the file and the model: a little by the picture, the rest by the batch.
 
-Evaluation uses the model's image processor and nothing else. Training begins with the same `to_rgb` and ends with the
-same rescaling and normalisation, and puts the augmentation of the recipe between them. All randomness is drawn from
-torch's global CPU generator, which the loader seeds for each sample (see `vit_hf.data.loading`).
+`TrainTransform.picture` cuts and resizes one decoded picture, `TrainTransform.batch` does everything else to a batch of
+them, on the device they are on. Evaluation uses the model's image processor and nothing else; with all augmentation
+off, training sees what it gives. All randomness is drawn from the key of a sample (see `vit_hf.data.draws`): nothing
+depends on the batch, the worker or what ran before.
 
-Shapes: C channels, H x W pixels.
+The operations are torchvision's on uint8 tensors. Earlier versions ran them on Pillow's pictures, one by one, whose
+roundings and greyscale differ by a level and whose affine maps treat the edge otherwise.
+
+Shapes: B pictures, C channels, h x w pixels of a picture as it comes, H x W as the model sees it.
 """
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import PIL.Image
 import torch
-from torchvision.transforms import InterpolationMode, v2
+from numpy.typing import ArrayLike, NDArray
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 
 from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
+from . import colours
+from .cropping import BICUBIC, BILINEAR, LANCZOS, NEAREST, cut_and_resize, inception_boxes
+from .draws import integers, uniforms
+from .erasing import erase, erasing_boxes
+from .geometry import bilinear_affine, inverse_matrix, windows
+from .host import to_device
+from .randaugment import MAX_LEVEL, draw_operations, randaugment
 
 CROPS = ("inception", "padded", "random", "none")
-MAX_MAGNITUDE = 30
-_INTERPOLATION = {  # Pillow's resampling codes, which image processors use
-    0: InterpolationMode.NEAREST_EXACT,
-    1: InterpolationMode.LANCZOS,
-    2: InterpolationMode.BILINEAR,
-    3: InterpolationMode.BICUBIC,
+_INTERPOLATION = {
+    NEAREST: InterpolationMode.NEAREST_EXACT,
+    BILINEAR: InterpolationMode.BILINEAR,
+    BICUBIC: InterpolationMode.BICUBIC,
+    LANCZOS: InterpolationMode.LANCZOS,
 }
+_BLUR = (0.1, 2.0)  # standard deviation in pixels
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,8 @@ class Augmentation:
     """Operations a picture that RandAugment draws (arXiv 1909.13719); 0 for none."""
     randaugment_magnitude: int = 9
     """Strength of these operations, 0 to 30: torchvision's scale. Three times the level of timm ("m9" is 27) and of
-    big_vision ("randaug(2,10)" is 30), whose full strength is 10; see `RandAugment`."""
+    big_vision ("randaug(2,10)" is 30), whose full strength is 10; see
+    `vit_hf.data.randaugment`."""
     randaugment_std: float = 0.0
     """Standard deviation of the strength, drawn for each operation, on the same scale (timm's "mstd0.5" is 1.5); 0 for
     a fixed one."""
@@ -97,9 +112,9 @@ class Augmentation:
         for name in ("repeats", "mask_patch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"augmentation.{name} is {getattr(self, name)}; expected 1 or more")
-        if not 0 <= self.randaugment_magnitude <= MAX_MAGNITUDE:
+        if not 0 <= self.randaugment_magnitude <= MAX_LEVEL:
             raise ValueError(
-                f"augmentation.randaugment_magnitude is {self.randaugment_magnitude}; expected 0 to {MAX_MAGNITUDE}"
+                f"augmentation.randaugment_magnitude is {self.randaugment_magnitude}; expected 0 to {MAX_LEVEL}"
             )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"augmentation.mask_ratio is {self.mask_ratio}; expected 0 < share < 1")
@@ -111,92 +126,208 @@ class Augmentation:
                 raise ValueError(f"augmentation.{name} is {getattr(self, name)}; expected a probability in [0, 1]")
 
 
-class RandAugment(torch.nn.Module):
-    """torchvision's RandAugment with a strength drawn for each operation and a chance for it to be left out.
-
-    torchvision has one fixed strength and carries every operation out; timm, whose policy "rand-m9-mstd0.5-inc1" DeiT,
-    MAE and CCT train with, draws both (timm `data/auto_augment.py`, `AugmentOp`). With std 0 and probability 1 it draws
-    and returns exactly what torchvision's does.
-
-    Scales: torchvision's 31 bins run from nothing (0) to shear 0.3, rotation 30 degrees, colours by 0.9, 4 bits (30).
-    timm (`_LEVEL_DENOM`) and big_vision (`pp/autoaugment.py`, `_MAX_LEVEL`) reach the same at level 10, so that a level
-    is three bins. Levels above 10, big_vision's randaug(2,15) and (2,20), rotate by 45 and 60 degrees: they have no
-    equal here. Other differences stay: torchvision has Identity for Invert, SolarizeAdd and big_vision's Cutout;
-    big_vision's colour operations only strengthen at level 10, torchvision's do either.
-    """
-
-    def __init__(self, num_ops: int, magnitude: int, std: float, probability: float):
-        super().__init__()
-        self.num_ops, self.magnitude, self.std, self.probability = num_ops, magnitude, std, probability
-        grey = [128] * 3
-        self.at = torch.nn.ModuleList([v2.RandAugment(1, level, fill=grey) for level in range(MAX_MAGNITUDE + 1)])
-
-    def forward(self, image: PIL.Image.Image) -> PIL.Image.Image:
-        """Return the picture after `num_ops` draws, same size."""
-        for _ in range(self.num_ops):
-            if self.probability < 1 and torch.rand(()) >= self.probability:
-                continue
-            level = float(self.magnitude)
-            if self.std:
-                level = min(max(level + self.std * float(torch.randn(())), 0.0), float(MAX_MAGNITUDE))
-            image = self.at[round(level)](image)
-        return image
-
-
-def three_augment(size: tuple[int, int]) -> v2.RandomChoice:
-    """Return DeiT III's choice of greyscale, solarisation and Gaussian blur, one for each picture, each as likely.
-
-    Strengths are those of facebookresearch/deit `augment.py`: pixels from 128 on are inverted, the blur's standard
-    deviation is uniform in 0.1 to 2 pixels. Its kernel reaches four of the largest, as far as a picture of that size
-    (height, width) allows.
-    """
-    reach = min(17, 2 * min(size) - 1)
-    return v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), v2.GaussianBlur(reach, (0.1, 2.0))])
-
-
 class TrainTransform:
-    """Turn one decoded picture into normalised pixels (C, H, W), float32, augmented."""
+    """Turn decoded pictures into normalised pixels (B, C, H, W), float32, augmented.
+
+    Args:
+        augmentation: how they are varied.
+        processor: of the model: size, resampling, scale and normalisation.
+
+    Raises:
+        ValueError: a "random" crop is larger than what it is cut from, or the resampling is none of nearest, bilinear,
+            bicubic and Lanczos.
+    """
 
     def __init__(self, augmentation: Augmentation, processor: VitHfImageProcessor):
-        size = processor.image_hw
-        options = {"interpolation": _INTERPOLATION[int(processor.resample)], "antialias": True}
-        steps: list[torch.nn.Module] = []
-        if augmentation.crop == "inception":
-            steps.append(v2.RandomResizedCrop(size, scale=augmentation.crop_area, **options))
-        elif augmentation.resize is not None:
-            if any(before < after for before, after in zip(augmentation.resize, size, strict=True)):
-                raise ValueError(
-                    f"augmentation.resize is {augmentation.resize}; expected at least the {size[0]}x{size[1]} pixels "
-                    'of the model, which a "random" crop cuts out'
-                )
-            steps += [v2.Resize(augmentation.resize, **options), v2.RandomCrop(size)]
-        else:
-            steps.append(v2.Resize(size, **options))
-        if augmentation.crop == "padded":
-            steps.append(v2.RandomCrop(size, padding=augmentation.crop_padding))
-        if augmentation.flip:
-            steps.append(v2.RandomHorizontalFlip())
-        if augmentation.rotation or augmentation.translation or augmentation.scaling:
-            shift, change = augmentation.translation, augmentation.scaling
-            bilinear = InterpolationMode.BILINEAR
-            factors = (1 - change, 1 + change)
-            steps.append(v2.RandomAffine(augmentation.rotation, (shift, shift), factors, interpolation=bilinear))
-        if augmentation.randaugment_ops:
-            names = ("ops", "magnitude", "std", "probability")
-            steps.append(RandAugment(*(getattr(augmentation, f"randaugment_{name}") for name in names)))
-        if augmentation.three_augment:
-            steps.append(three_augment(size))
-        if augmentation.color_jitter:
-            steps.append(v2.ColorJitter(*[augmentation.color_jitter] * 3))
-        self.geometry_and_colour = v2.Compose([*steps, v2.PILToTensor()])
-        self.scale = processor.rescale_factor if processor.do_rescale else 1.0
+        self.augmentation, self.size, self.resample = augmentation, processor.image_hw, int(processor.resample)
+        if self.resample not in _INTERPOLATION:
+            raise ValueError(
+                f"resample of the image processor is {self.resample}; expected one of {sorted(_INTERPOLATION)}: "
+                "nearest, Lanczos, bilinear, bicubic"
+            )
+        if augmentation.resize is not None and any(
+            before < after for before, after in zip(augmentation.resize, self.size, strict=True)
+        ):
+            raise ValueError(
+                f"augmentation.resize is {augmentation.resize}; expected at least the {self.size[0]}x{self.size[1]} "
+                'pixels of the model, which a "random" crop cuts out'
+            )
+        self.cut_size = augmentation.resize or self.size
+        """(h, w) of what `picture` returns."""
+        scale = processor.rescale_factor if processor.do_rescale else 1.0
+        normalize = processor.do_normalize
         shape = (-1, 1, 1)
-        self.mean = torch.tensor(processor.image_mean).view(shape) if processor.do_normalize else torch.tensor(0.0)
-        self.std = torch.tensor(processor.image_std).view(shape) if processor.do_normalize else torch.tensor(1.0)
-        self.erasing = v2.RandomErasing(augmentation.erasing, value="random") if augmentation.erasing else None
+        # As the image processor does: one step for scale and normalisation.
+        self.mean = torch.tensor(processor.image_mean if normalize else [0.0] * 3).mul(1 / scale).view(shape)
+        self.std = torch.tensor(processor.image_std if normalize else [1.0] * 3).mul(1 / scale).view(shape)
 
     def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
-        """Return pixels (C, H, W), float32, of the size and normalisation of the image processor."""
-        pixels = self.geometry_and_colour(to_rgb(image))  # (C, H, W), uint8
-        pixels = (pixels.float() * self.scale - self.mean) / self.std
-        return pixels if self.erasing is None else self.erasing(pixels)
+        """Return one picture, (C, H, W) float32, by a key from torch's global CPU generator."""
+        key = int(torch.randint(2**62, ()))
+        return self.batch(self.picture(image, key)[None], [key], cut=True)[0]
+
+    # -------------------------------------------------------------------------------------------- by the picture
+    def crop_box(self, size: tuple[int, int], key: int) -> tuple[int, int, int, int] | None:
+        """Return the box (top, left, height, width) that is cut out of a picture of that size (height, width).
+
+        None where the crop is not "inception" and the whole picture is used.
+        """
+        if self.augmentation.crop != "inception":
+            return None
+        return tuple(inception_boxes(size, [key], self.augmentation.crop_area)[0].tolist())
+
+    def picture(self, picture: PIL.Image.Image, key: int, *, full_size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Cut and resize one picture to what `batch(..., cut=True)` takes.
+
+        Args:
+            picture: decoded, of any mode.
+            key: of the sample.
+            full_size: (height, width) that the box is drawn for, if the picture was decoded at a smaller scale.
+
+        Returns:
+            (C, h, w) uint8, of `cut_size`.
+        """
+        picture = to_rgb(picture)
+        height, width = self.cut_size
+        full_size = full_size or (picture.height, picture.width)
+        box = self.crop_box(full_size, key) or (0, 0, *full_size)
+        down, across = picture.height / full_size[0], picture.width / full_size[1]
+        top, left, bottom, right = box[0] * down, box[1] * across, (box[0] + box[2]) * down, (box[1] + box[3]) * across
+        hull = (math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom))
+        inner = (left - hull[0], top - hull[1], right - hull[0], bottom - hull[1])
+        if hull != (0, 0, *picture.size):
+            picture = picture.crop(hull)
+        if inner != (0, 0, width, height) or picture.size != (width, height):
+            picture = picture.resize((width, height), PIL.Image.Resampling(self.resample), box=inner)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+    # -------------------------------------------------------------------------------------------- by the batch
+    def batch(self, pixels: torch.Tensor, keys: ArrayLike, *, cut: bool) -> torch.Tensor:
+        """Augment and normalise a batch; each picture as if it were alone.
+
+        Args:
+            pixels: (B, C, h, w) uint8, on any device; left as they are.
+            keys: (B,) int64, on the CPU.
+            cut: whether they come from `picture`; if not they are whole pictures, all of one size, which are cut and
+                resized here.
+
+        Returns:
+            (B, C, H, W) float32 on the device of the pixels. Nothing waits for that device.
+        """
+        keys = np.asarray(keys, np.int64)
+        self._check(pixels, keys, cut)
+        augmentation = self.augmentation
+        pixels = self._placed(pixels, keys, cut)
+        if augmentation.rotation or augmentation.translation or augmentation.scaling:
+            pixels = bilinear_affine(pixels, to_device(self._affine_matrices(keys), pixels.device))
+        if augmentation.randaugment_ops:
+            operations = draw_operations(
+                keys,
+                count=augmentation.randaugment_ops,
+                level=augmentation.randaugment_magnitude,
+                std=augmentation.randaugment_std,
+                probability=augmentation.randaugment_probability,
+            )
+            pixels = randaugment(pixels, operations)
+        if augmentation.three_augment:
+            pixels = self._three_augmented(pixels, keys)
+        if augmentation.color_jitter:
+            pixels = self._jittered(pixels, keys)
+        mean, std = (numbers.to(pixels.device, non_blocking=True) for numbers in (self.mean, self.std))
+        found = pixels.float().sub_(mean).div_(std)
+        if augmentation.erasing:
+            found = erase(found, erasing_boxes(self.size, keys, augmentation.erasing), keys)
+        return found
+
+    def _check(self, pixels: torch.Tensor, keys: NDArray[np.int64], cut: bool) -> None:
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"pixels are {pixels.dtype} {tuple(pixels.shape)}; expected torch.uint8 (B, 3, h, w)")
+        if keys.shape != pixels.shape[:1]:
+            raise ValueError(f"there are keys of shape {keys.shape} for {len(pixels)} pictures; expected one for each")
+        if cut and tuple(pixels.shape[2:]) != self.cut_size:
+            raise ValueError(
+                f"cut pictures are {tuple(pixels.shape[2:])}; expected {self.cut_size}, as `picture` gives them, or "
+                "cut=False for whole ones"
+            )
+
+    def _placed(self, pixels: torch.Tensor, keys: NDArray[np.int64], cut: bool) -> torch.Tensor:
+        """Cut, resize, shift and mirror; a new tensor, (B, C, H, W) uint8."""
+        augmentation, (height, width) = self.augmentation, pixels.shape[2:]
+        mirrored = uniforms(keys, "flip", 1)[:, 0] < 0.5 if augmentation.flip else None
+        if augmentation.crop == "inception" and not cut:
+            boxes = inception_boxes((height, width), keys, augmentation.crop_area)
+            found = cut_and_resize(pixels, boxes, self.size, resample=self.resample, mirrored=mirrored)
+            return found.to(torch.uint8)
+        before = pixels
+        if (height, width) != self.cut_size:
+            options = {"interpolation": _INTERPOLATION[self.resample], "antialias": True}
+            pixels = functional.resize(pixels, list(self.cut_size), **options)
+        if augmentation.crop in ("padded", "random"):
+            if augmentation.crop == "padded" and augmentation.crop_padding:
+                pixels = torch.nn.functional.pad(pixels, [augmentation.crop_padding] * 4)
+            room = [there - size + 1 for there, size in zip(pixels.shape[2:], self.size, strict=True)]
+            tops, lefts = integers(uniforms(keys, "shift", 2), np.array(room)).T
+            pixels = windows(pixels, tops, lefts, self.size)
+        if mirrored is not None:
+            mask = to_device(mirrored, pixels.device)[:, None, None, None]
+            pixels = torch.where(mask, pixels.flip(-1), pixels)
+        return pixels.clone() if pixels is before else pixels
+
+    def _affine_matrices(self, keys: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Draw what `v2.RandomAffine` does: angle and scale uniform, shifts uniform and rounded to whole pixels."""
+        augmentation, (height, width) = self.augmentation, self.size
+        numbers = 2 * uniforms(keys, "affine", 4) - 1  # in [-1, 1)
+        shifts = np.rint(numbers[:, 1:3] * augmentation.translation * np.array([width, height]))
+        angles, scales = numbers[:, 0] * augmentation.rotation, 1 + numbers[:, 3] * augmentation.scaling
+        found = [
+            inverse_matrix(self.size, angle=angle, translation=tuple(shift), scale=scale)
+            for angle, shift, scale in zip(angles.tolist(), shifts.tolist(), scales.tolist(), strict=True)
+        ]
+        return np.array(found, np.float32)
+
+    def _three_augmented(self, pixels: torch.Tensor, keys: NDArray[np.int64]) -> torch.Tensor:
+        """Do one of greyscale, solarisation and Gaussian blur to each picture, each as likely (DeiT III).
+
+        Strengths are those of facebookresearch/deit `augment.py`: pixels from 128 on are inverted, the blur's standard
+        deviation is uniform in 0.1 to 2 pixels. Its kernel reaches four of the largest, as far as a picture allows.
+        """
+        device, numbers = pixels.device, uniforms(keys, "three augment", 2)
+        kinds, sigmas = integers(numbers[:, 0], 3), _BLUR[0] + (_BLUR[1] - _BLUR[0]) * numbers[:, 1]
+        for kind in range(3):
+            rows = np.flatnonzero(kinds == kind)
+            if not len(rows):
+                continue
+            places = to_device(rows, device)
+            chosen = pixels.index_select(0, places)
+            if kind == 0:
+                chosen = colours.greyscale(chosen)
+            elif kind == 1:
+                chosen = colours.solarize(chosen, to_device(np.full(len(rows), 128, np.float32), device))
+            else:
+                taps = min(17, 2 * min(self.size) - 1)
+                kernels = colours.gaussian_kernels(taps, torch.from_numpy(sigmas[rows].astype(np.float32)))
+                chosen = colours.gaussian_blur(chosen, to_device(kernels.numpy(), device))
+            pixels.index_copy_(0, places, chosen)
+        return pixels
+
+    def _jittered(self, pixels: torch.Tensor, keys: NDArray[np.int64]) -> torch.Tensor:
+        """Change brightness, contrast and saturation in an order of each picture's own, as `v2.ColorJitter` does."""
+        device, numbers = pixels.device, uniforms(keys, "colour jitter", 6)
+        low, high = max(0.0, 1 - self.augmentation.color_jitter), 1 + self.augmentation.color_jitter
+        factors = low + (high - low) * numbers[:, :3]  # (B, 3) of brightness, contrast, saturation
+        order = numbers[:, 3:].argsort(axis=1)  # (B, 3)
+        for place in range(3):
+            for kind in range(3):
+                rows = np.flatnonzero(order[:, place] == kind)
+                if not len(rows):
+                    continue
+                places, own = to_device(rows, device), factors[rows, kind]
+                weights = to_device(np.stack([own, 1 - own]).astype(np.float32), device)
+                chosen = pixels.index_select(0, places)
+                if kind == 0:
+                    chosen = colours.brightness(chosen, weights[0])
+                else:
+                    change = colours.contrast if kind == 1 else colours.saturation
+                    chosen = change(chosen, weights[0], weights[1])
+                pixels.index_copy_(0, places, chosen)
+        return pixels

@@ -1,0 +1,95 @@
+"""Random erasing (arXiv 1708.04896) of a batch: a rectangle of a picture becomes normal noise.
+
+Rectangles are those of torchvision's `RandomErasing` and of the paper: area uniform in 2 to 33% of the picture,
+logarithm of the aspect ratio uniform in 0.3 to 3.3, up to ten tries, and none if none is smaller than the picture.
+The noise of a pixel is a hash of the picture's key and of the pixel's place.
+
+Shapes: B pictures, C channels, H x W pixels.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .draws import integers, uniforms
+from .host import to_device
+
+TRIES = 10
+AREA = (0.02, 0.33)
+ASPECT = (0.3, 3.3)
+
+
+def erasing_boxes(size: tuple[int, int], keys: ArrayLike, probability: float) -> NDArray[np.int64]:
+    """Draw the rectangle of each picture, (B, 4) int64: top, left, height, width; zeros for none.
+
+    Args:
+        size: (H, W).
+        keys: (B,) int64.
+        probability: with which a picture has one.
+    """
+    height, width = size
+    numbers = uniforms(keys, "erasing", 2 * TRIES + 3)
+    areas = height * width * (AREA[0] + (AREA[1] - AREA[0]) * numbers[:, :TRIES])  # (B, tries)
+    low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
+    aspects = np.exp(low + (high - low) * numbers[:, TRIES : 2 * TRIES])
+    heights, widths = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
+    fits = (heights < height) & (widths < width)
+    first = fits.argmax(axis=1)[:, None]
+    tall, wide = (np.take_along_axis(sides, first, axis=1)[:, 0].astype(np.int64) for sides in (heights, widths))
+    erased = fits.any(axis=1) & (numbers[:, -3] < probability)
+    tall, wide = np.where(erased, tall, 0), np.where(erased, wide, 0)
+    top, left = integers(numbers[:, -2], height - tall + 1), integers(numbers[:, -1], width - wide + 1)
+    return np.where(erased[:, None], np.stack([top, left, tall, wide], axis=1), 0)
+
+
+def erase(pixels: torch.Tensor, boxes: NDArray[np.int64], keys: ArrayLike) -> torch.Tensor:
+    """Fill the rectangles with noise, in place.
+
+    Args:
+        pixels: (B, C, H, W) float32, normalised.
+        boxes: (B, 4); see `erasing_boxes`.
+        keys: (B,) int64, of the noise.
+    """
+    rows = np.flatnonzero(boxes[:, 2] * boxes[:, 3])
+    if not len(rows):
+        return pixels
+    device, (channels, height, width) = pixels.device, pixels.shape[1:]
+    places = to_device(rows, device)
+    top, left, tall, wide = to_device(boxes[rows].T.reshape(4, -1, 1, 1), device)
+    y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)  # (erased, H, W)
+    inside = inside[:, None].expand(-1, channels, -1, -1)
+    starts = to_device(np.asarray(keys, np.int64)[rows], device)
+    counters = torch.arange(channels * height * width, device=device).view(1, channels, height, width)
+    if device.type == "cpu":  # the places can be counted without waiting: draw no more than are needed
+        number, *place = inside.nonzero(as_tuple=True)
+        pixels[places[number], place[0], place[1], place[2]] = _noise(
+            starts[number], (place[0] * height + place[1]) * width + place[2]
+        )
+        return pixels
+    noise = _noise(starts.view(-1, 1, 1, 1), counters)
+    return pixels.index_copy_(0, places, torch.where(inside, noise, pixels.index_select(0, places)))
+
+
+def _noise(keys: torch.Tensor, counters: torch.Tensor) -> torch.Tensor:
+    """Return a standard normal number, float32, for each key and counter: SplitMix64, then Box and Muller."""
+    bits = _mixed(_mixed(keys) + (counters + 1) * _GOLDEN)
+    radius = ((bits >> 40) & _LOW_24).add_(1).float().mul_(2.0**-24).log_().mul_(-2).sqrt_()
+    return radius.mul_(((bits >> 8) & _LOW_24).float().mul_(2 * math.pi * 2.0**-24).cos_())
+
+
+def _signed(bits: int) -> int:
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
+_LOW_24 = (1 << 24) - 1
+_GOLDEN, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _mixed(bits: torch.Tensor) -> torch.Tensor:
+    """Return the hash of `vit_hf.data.draws`, on int64 whose products wrap and whose shifts keep the sign."""
+    bits = (bits ^ ((bits >> 30) & ((1 << 34) - 1))) * _FIRST
+    bits = (bits ^ ((bits >> 27) & ((1 << 37) - 1))) * _SECOND
+    return bits ^ ((bits >> 31) & ((1 << 33) - 1))

@@ -1,0 +1,28 @@
+"""What is known on the host, on its way to the device, which it must not wait for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return the array as a tensor there; on CUDA through pinned memory, so that neither side waits."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Let float32 matrix products be of 24 bits within, where a caller has allowed TF32 or autocast."""
+    matmul, autocasts = torch.backends.cuda.matmul, torch.amp.is_autocast_available(device.type)
+    allowed = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False) if autocasts else nullcontext():
+            yield
+    finally:
+        matmul.fp32_precision = allowed

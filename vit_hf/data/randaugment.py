@@ -1,0 +1,169 @@
+"""RandAugment (arXiv 1909.13719) of a batch, operations and strengths drawn for each picture.
+
+The operations, their 31 strengths and their signs are those of torchvision.transforms.v2.RandAugment on uint8 tensors,
+with 128 for what comes from outside. torchvision has one fixed strength and carries every operation out; timm, whose
+policy "rand-m9-mstd0.5-inc1" DeiT, MAE and CCT train with, draws both (timm `data/auto_augment.py`, `AugmentOp`).
+
+Scales: torchvision's 31 bins run from nothing (0) to shear 0.3, rotation 30 degrees, colours by 0.9, 4 bits (30).
+timm (`_LEVEL_DENOM`) and big_vision (`pp/autoaugment.py`, `_MAX_LEVEL`) reach the same at level 10, so that a level
+is three bins. Levels above 10, big_vision's randaug(2,15) and (2,20), rotate by 45 and 60 degrees: they have no
+equal here. Other differences stay: torchvision has Identity for Invert, SolarizeAdd and big_vision's Cutout;
+big_vision's colour operations only strengthen at level 10, torchvision's do either.
+
+Shapes: B pictures, K operations a picture, C channels, H x W pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from . import colours
+from .draws import integers, normals, uniforms
+from .geometry import inverse_matrix, nearest_affine
+from .host import to_device
+
+MAX_LEVEL = 30
+FILL = 128
+OPERATIONS = (
+    *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"),
+    *("Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
+)
+_AFFINE = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What is done to each picture, one column after the other."""
+
+    kinds: NDArray[np.int64]
+    """(B, K) places in `OPERATIONS`; Identity where an operation is left out."""
+    levels: NDArray[np.int64]
+    """(B, K) strengths, 0 to 30."""
+    negative: NDArray[np.bool_]
+    """(B, K), whether a strength that has a sign is negative."""
+
+
+def draw_operations(keys: ArrayLike, *, count: int, level: float, std: float, probability: float) -> Operations:
+    """Draw the operations of each picture.
+
+    Args:
+        keys: (B,) int64.
+        count: K.
+        level, std: mean and standard deviation of the strength, which is clipped to 0..30 and rounded.
+        probability: with which an operation that was drawn is carried out.
+    """
+    numbers = uniforms(keys, "randaugment", 3 * count)
+    drawn, kept, signs = (numbers[:, part::3] for part in range(3))  # (B, K) each
+    kinds = np.where(kept < probability, integers(drawn, len(OPERATIONS)), 0)
+    levels = np.full(kinds.shape, float(level))
+    if std:
+        levels = np.clip(levels + std * normals(keys, "randaugment strength", count), 0, MAX_LEVEL)
+    return Operations(kinds, np.rint(levels).astype(np.int64), signs < 0.5)
+
+
+@lru_cache(maxsize=16)
+def strengths(kind: str, size: tuple[int, int]) -> tuple[float, ...]:
+    """Return the 31 strengths of an operation on pictures of a size (height, width), in its own unit."""
+    ends: dict[str, float] = {
+        **{"ShearX": 0.3, "ShearY": 0.3, "Rotate": 30.0},
+        **{"TranslateX": 150 / 331 * size[1], "TranslateY": 150 / 331 * size[0]},
+        **dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), 0.9),
+    }
+    bins = MAX_LEVEL + 1
+    if kind == "Posterize":
+        return tuple((8 - torch.arange(bins) / (MAX_LEVEL / 4)).round().tolist())
+    if kind == "Solarize":
+        return tuple(torch.linspace(1, 0, bins).tolist())
+    found = torch.linspace(0, ends[kind], bins).tolist()
+    return tuple(map(float, map(int, found))) if kind.startswith("Translate") else tuple(found)
+
+
+@lru_cache(maxsize=16)
+def _matrices(size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the maps of all affine operations, (14, 2, 31, 6): kind, sign, strength; see `inverse_matrix`."""
+    found = np.zeros((len(OPERATIONS), 2, MAX_LEVEL + 1, 6), np.float32)
+    for kind in _AFFINE:
+        for level, strength in enumerate(strengths(kind, size)):
+            for negative, by in enumerate((strength, -strength)):
+                found[OPERATIONS.index(kind), negative, level] = _matrix(kind, by, size)
+    return found
+
+
+def _matrix(kind: str, by: float, size: tuple[int, int]) -> tuple[float, ...]:
+    if kind == "Rotate":
+        return inverse_matrix(size, angle=-by)  # torchvision rotates counter-clockwise
+    along = (by, 0.0) if kind.endswith("X") else (0.0, by)
+    if kind.startswith("Translate"):
+        return inverse_matrix(size, translation=along)
+    return inverse_matrix(size, shear=along, about_corner=True)
+
+
+def randaugment(pixels: torch.Tensor, operations: Operations) -> torch.Tensor:
+    """Carry operations out.
+
+    Args:
+        pixels: (B, C, H, W) uint8; changed in place.
+        operations: of the B pictures.
+
+    Returns:
+        (B, C, H, W) uint8.
+    """
+    for column in range(operations.kinds.shape[1]):
+        kinds, levels = operations.kinds[:, column], operations.levels[:, column]
+        for names, change in _FAMILIES:
+            rows = np.flatnonzero(np.isin(kinds, [OPERATIONS.index(name) for name in names]))
+            if len(rows):
+                places = to_device(rows, pixels.device)
+                chosen = pixels.index_select(0, places)
+                changed = change(chosen, kinds[rows], levels[rows], operations.negative[rows, column])
+                pixels.index_copy_(0, places, changed)
+    return pixels
+
+
+def _affine(
+    pixels: torch.Tensor, kinds: NDArray[np.int64], levels: NDArray[np.int64], negative: NDArray[np.bool_]
+) -> torch.Tensor:
+    height, width = pixels.shape[-2:]
+    matrices = _matrices((height, width))[kinds, negative.astype(np.int64), levels]
+    return nearest_affine(pixels, to_device(matrices, pixels.device), FILL)
+
+
+def _blended(name: str) -> Callable[..., torch.Tensor]:
+    def change(pixels: torch.Tensor, _, levels: NDArray[np.int64], negative: NDArray[np.bool_]) -> torch.Tensor:
+        height, width = pixels.shape[-2:]
+        by = np.asarray(strengths(name, (height, width)))[levels]
+        own = 1 + np.where(negative, -by, by)
+        weights = to_device(np.stack([own, 1 - own]).astype(np.float32), pixels.device)
+        if name == "Brightness":
+            return colours.brightness(pixels, weights[0])
+        if name == "Sharpness":
+            return colours.sharpness(pixels, weights[1])
+        return (colours.saturation if name == "Color" else colours.contrast)(pixels, weights[0], weights[1])
+
+    return change
+
+
+def _posterized(pixels: torch.Tensor, _, levels: NDArray[np.int64], __) -> torch.Tensor:
+    height, width = pixels.shape[-2:]
+    bits = np.asarray(strengths("Posterize", (height, width)), np.int64)[levels]
+    return colours.posterize(pixels, to_device((256 - (1 << (8 - bits))).astype(np.uint8), pixels.device))
+
+
+def _solarized(pixels: torch.Tensor, _, levels: NDArray[np.int64], __) -> torch.Tensor:
+    height, width = pixels.shape[-2:]
+    thresholds = 255 * np.asarray(strengths("Solarize", (height, width)))[levels]
+    return colours.solarize(pixels, to_device(thresholds.astype(np.float32), pixels.device))
+
+
+_FAMILIES: tuple[tuple[tuple[str, ...], Callable[..., torch.Tensor]], ...] = (
+    (_AFFINE, _affine),
+    *(((name,), _blended(name)) for name in ("Brightness", "Color", "Contrast", "Sharpness")),
+    (("Posterize",), _posterized),
+    (("Solarize",), _solarized),
+    (("AutoContrast",), lambda pixels, *_: colours.autocontrast(pixels)),
+    (("Equalize",), lambda pixels, *_: colours.equalize(pixels)),
+)
