@@ -12,18 +12,13 @@ import torch.nn.functional as F
 GREY = (0.2989, 0.587, 0.114)  # torchvision's; Pillow's are 0.299, 0.587, 0.114
 
 
-def per_picture(numbers: torch.Tensor) -> torch.Tensor:
+def _per_picture(numbers: torch.Tensor) -> torch.Tensor:
     """(B,) to (B, 1, 1, 1)."""
     return numbers.view(-1, 1, 1, 1)
 
 
 def _to_bytes(values: torch.Tensor) -> torch.Tensor:
     return values.clamp_(0, 255).to(torch.uint8)
-
-
-def _mixed(pixels: torch.Tensor, other: torch.Tensor, own: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-    """Return own * pixels + rest * other, (B, C, H, W) uint8; the second product is not rounded on its own."""
-    return _to_bytes(torch.addcmul(pixels * per_picture(own), other, per_picture(rest)))
 
 
 def luma(pixels: torch.Tensor) -> torch.Tensor:
@@ -37,21 +32,20 @@ def greyscale(pixels: torch.Tensor) -> torch.Tensor:
     return luma(pixels).to(torch.uint8).expand_as(pixels)
 
 
-def brightness(pixels: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Multiply by a factor (B,) from 0 on; 1 changes nothing."""
-    return _to_bytes(pixels * per_picture(own))
+def blend(pixels: torch.Tensor, own: torch.Tensor, rest: torch.Tensor, from_mean: torch.Tensor) -> torch.Tensor:
+    """Change brightness, saturation or contrast of each picture.
 
-
-def saturation(pixels: torch.Tensor, own: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-    """Mix with the greyscale picture: factor (B,) from 0 on, and 1 - factor."""
-    return _mixed(pixels, luma(pixels).floor_(), own, rest)
-
-
-def contrast(pixels: torch.Tensor, own: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-    """Mix with the mean brightness of the picture: factor (B,) from 0 on, and 1 - factor."""
+    Args:
+        pixels: (B, C, H, W) uint8.
+        own: (B,) factor of the pixels, from 0 on; 1 changes nothing.
+        rest: (B,) factor of what they are mixed with: 0 for brightness, 1 - own for saturation and contrast.
+        from_mean: (B,) bool, whether that is the mean brightness of the picture (contrast) or that of the pixel.
+    """
     grey = luma(pixels).floor_()
     mean = grey.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64) / grey[0].numel()  # whole numbers: exact
-    return _mixed(pixels, mean.float(), own, rest)
+    other = torch.where(_per_picture(from_mean), mean.float(), grey)
+    # The second product is not rounded on its own, as in torchvision's addition with a factor.
+    return _to_bytes(torch.addcmul(pixels * _per_picture(own), other, _per_picture(rest)))
 
 
 def sharpness(pixels: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
@@ -63,18 +57,20 @@ def sharpness(pixels: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
     inner = values[..., 1:-1, 1:-1]
     sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * inner
     smoothed = sums.div_(13).round_()  # thirteenths are never halves
-    inner.copy_(torch.addcmul(inner, smoothed.sub_(inner), per_picture(rest)))
+    inner.copy_(torch.addcmul(inner, smoothed.sub_(inner), _per_picture(rest)))
     return _to_bytes(values)
 
 
-def posterize(pixels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Keep the bits of masks, (B,) uint8."""
-    return pixels & per_picture(masks)
+def solarize(pixels: torch.Tensor, thresholds: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Invert the pixels from a threshold on (solarise), then keep some of their bits (posterise).
 
-
-def solarize(pixels: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
-    """Invert the pixels from a threshold (B,) on, float32 in [0, 255]."""
-    return torch.where(pixels >= per_picture(thresholds), ~pixels, pixels)
+    Args:
+        pixels: (B, C, H, W) uint8.
+        thresholds: (B,) float32 in [0, 255], or 256 to invert none.
+        masks: (B,) uint8, the bits to keep; 255 for all.
+    """
+    inverted = torch.where(pixels >= _per_picture(thresholds), ~pixels, pixels)
+    return inverted.bitwise_and_(_per_picture(masks))
 
 
 def autocontrast(pixels: torch.Tensor) -> torch.Tensor:
@@ -119,10 +115,10 @@ def _smoothed(values: torch.Tensor, kernels: torch.Tensor, dim: int) -> torch.Te
     size, reach = values.shape[dim], kernels.shape[1] // 2
     padding = [reach, reach, 0, 0] if dim == 3 else [0, 0, reach, reach]
     padded = F.pad(values, padding, mode="reflect")
-    found = values * per_picture(kernels[:, reach])
+    found = values * _per_picture(kernels[:, reach])
     for k in range(1, reach + 1):
         pair = padded.narrow(dim, reach - k, size) + padded.narrow(dim, reach + k, size)
-        found.addcmul_(pair, per_picture(kernels[:, reach + k]))
+        found.addcmul_(pair, _per_picture(kernels[:, reach + k]))
     return found
 
 

@@ -10,10 +10,13 @@ Shapes: B pictures, C channels, h x w pixels of the whole picture, H x W of the 
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 
 from .draws import integers, uniforms
 from .host import exact_products, to_device
@@ -21,7 +24,15 @@ from .host import exact_products, to_device
 TRIES = 10
 ASPECT = (3 / 4, 4 / 3)
 NEAREST, LANCZOS, BILINEAR, BICUBIC = 0, 1, 2, 3  # Pillow's codes, which image processors use
+INTERPOLATION = {
+    NEAREST: InterpolationMode.NEAREST_EXACT,
+    BILINEAR: InterpolationMode.BILINEAR,
+    BICUBIC: InterpolationMode.BICUBIC,
+    LANCZOS: InterpolationMode.LANCZOS,
+}
 _SUPPORT = {LANCZOS: 3.0, BILINEAR: 1.0, BICUBIC: 2.0}
+_MOST_BYTES = 2**26  # of a table of the weights of all boxes
+_LARGE = 64 * 64  # pixels of a picture from which on a CPU does better without full matrices
 
 
 def inception_boxes(size: tuple[int, int], keys: ArrayLike, area: tuple[float, float]) -> NDArray[np.int64]:
@@ -66,9 +77,9 @@ def _filtered(offsets: NDArray[np.float64], resample: int) -> NDArray[np.float64
     return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
-def side_weights(
+def _taps(
     starts: NDArray[np.int64], lengths: NDArray[np.int64], *, source: int, target: int, resample: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return what each pixel of one side takes from the pixels of the whole picture.
 
     Args:
@@ -77,34 +88,59 @@ def side_weights(
         resample: Pillow's code of the filter.
 
     Returns:
-        Whole numbers (B, target, source), float32, and (B,) by what they are to be divided, a power of two.
+        Places (B, target, T), different ones and all in the picture, and weights (B, target, T), float32.
     """
-    scale = (lengths / target)[:, None, None]  # (B, 1, 1)
+    scale, lengths = (lengths / target)[:, None, None], lengths[:, None, None]  # (B, 1, 1)
     centres = (np.arange(target)[:, None] + 0.5) * scale  # (B, target, 1), within the box
     if resample == NEAREST:
-        first = np.minimum(np.floor(centres), lengths[:, None, None] - 1).astype(np.int64)
-        places, weights = first, np.ones_like(centres)
-    else:
-        stretch = np.maximum(scale, 1.0)
-        support = _SUPPORT[resample] * stretch
-        first = np.maximum((centres - support + 0.5).astype(np.int64), 0)
-        end = np.minimum((centres + support + 0.5).astype(np.int64), lengths[:, None, None])
-        places = first + np.arange(int((end - first).max()))  # (B, target, T)
-        weights = np.where(places < end, _filtered((places - centres + 0.5) / stretch, resample), 0.0)
-        weights /= weights.sum(axis=2, keepdims=True)
-    # As many bits as torch takes (15 with the sign), but no more than float32 can add up: 255 * 2**16 < 2**24.
-    bits = np.minimum(14 - np.floor(np.log2(weights.max(axis=(1, 2)) * (1 + 2.0**-16))), _most_bits(resample))
+        places = np.minimum(np.floor(centres), lengths - 1).astype(np.int64) + starts[:, None, None]
+        return places, np.ones(places.shape, np.float32)
+    stretch = np.maximum(scale, 1.0)
+    support = _SUPPORT[resample] * stretch
+    first = np.maximum((centres - support + 0.5).astype(np.int64), 0)
+    end = np.minimum((centres + support + 0.5).astype(np.int64), lengths)
+    count = int((end - first).max())
+    places = np.minimum(first + starts[:, None, None], source - count) + np.arange(count)
+    within = places - starts[:, None, None]
+    weights = _filtered((within - centres + 0.5) / stretch, resample) * ((within >= first) & (within < end))
+    weights /= weights.sum(axis=2, keepdims=True)
+    # As many bits as torch takes (15 with the sign), but no more than float32 can add up: 255 * 2**16 < 2**24. The
+    # absolute values of a filter with negative parts add up to less than 1.6.
+    most = 16 if resample == BILINEAR else 15
+    bits = np.minimum(14 - np.floor(np.log2(weights.max(axis=(1, 2), keepdims=True) * (1 + 2.0**-16))), most)
     unit = np.exp2(bits)
-    whole = np.floor(np.abs(weights) * unit[:, None, None] + 0.5) * np.sign(weights)
-    found = np.zeros((len(starts), target, source), np.float32)
-    columns = np.minimum(places + starts[:, None, None], source - 1)  # taps past the end weigh nothing
-    rows = np.arange(len(starts) * target)[:, None]
-    np.add.at(found.reshape(-1, source), (rows, columns.reshape(len(rows), -1)), whole.reshape(len(rows), -1))
-    return found, unit.astype(np.float32)
+    return places, (np.floor(np.abs(weights) * unit + 0.5) / unit * np.sign(weights)).astype(np.float32)
 
 
-def _most_bits(resample: int) -> int:
-    return 16 if resample in (NEAREST, BILINEAR) else 15  # others have negative weights: absolute sums up to 1.5
+def _matrices(
+    starts: NDArray[np.int64], lengths: NDArray[np.int64], source: int, target: int, resample: int, device: torch.device
+) -> torch.Tensor:
+    """Return the weights of `_taps` among all pixels of a side, (B, target, source) float32 on the device."""
+    if source * (source + 1) // 2 * target * source * 4 <= _MOST_BYTES:
+        table = _all_matrices(source, target, resample, device)
+        return table.index_select(0, to_device(_number_of_box(starts, lengths, source), device))
+    places, weights = _taps(starts, lengths, source=source, target=target, resample=resample)
+    found = torch.zeros(len(starts), target, source, device=device)
+    return found.scatter_(2, to_device(places, device), to_device(weights, device))
+
+
+def _number_of_box(starts: NDArray[np.int64], lengths: NDArray[np.int64], source: int) -> NDArray[np.int64]:
+    """Count the boxes of a side: those of length 1 from left to right, then those of length 2, and so on."""
+    before = lengths - 1
+    return before * source - before * (before - 1) // 2 + starts
+
+
+@lru_cache(maxsize=8)
+def _all_matrices(source: int, target: int, resample: int, device: torch.device) -> torch.Tensor:
+    """Return the weights of every box of a small side, in the order of `_number_of_box`."""
+    boxes = [(start, length) for length in range(1, source + 1) for start in range(source - length + 1)]
+    starts, lengths = np.array(boxes).T
+    found = torch.zeros(len(boxes), target, source)
+    for length in range(1, source + 1):  # a filter has as many taps as the longest of its boxes needs
+        rows = np.flatnonzero(lengths == length)
+        places, weights = _taps(starts[rows], lengths[rows], source=source, target=target, resample=resample)
+        found[rows] = found[rows].scatter_(2, torch.from_numpy(places), torch.from_numpy(weights))
+    return to_device(found.numpy(), device)
 
 
 def cut_and_resize(
@@ -125,24 +161,41 @@ def cut_and_resize(
         mirrored: (B,), whether to mirror; none by default.
 
     Returns:
-        (B, C, H, W) uint8, float32 numbers that are whole.
+        (B, C, H, W) uint8.
     """
     batch, channels, height, width = pixels.shape
-    options = {"resample": resample}
-    rows, rows_unit = side_weights(boxes[:, 0], boxes[:, 2], source=height, target=size[0], **options)
-    columns, columns_unit = side_weights(boxes[:, 1], boxes[:, 3], source=width, target=size[1], **options)
+    if pixels.device.type == "cpu" and height * width > _LARGE:
+        return _one_by_one(pixels, boxes, size, resample, mirrored)
+    rows = _matrices(boxes[:, 0], boxes[:, 2], height, size[0], resample, pixels.device)  # (B, H, h)
+    columns = _matrices(boxes[:, 1], boxes[:, 3], width, size[1], resample, pixels.device)  # (B, W, w)
     if mirrored is not None:
-        columns = np.where(mirrored[:, None, None], columns[:, ::-1], columns)
-    down, across = to_device(rows, pixels.device), to_device(columns, pixels.device)
-    units = [to_device((1 / unit).reshape(-1, 1, 1), pixels.device) for unit in (columns_unit, rows_unit)]
+        columns = torch.where(to_device(mirrored, pixels.device)[:, None, None], columns.flip(1), columns)
+    half = torch.full((1, 1, 1), 0.5, device=pixels.device)  # to round halves up
     with exact_products(pixels.device):
-        found = pixels.reshape(batch, channels * height, width).float() @ across.transpose(1, 2)  # (B, C*h, W)
-        found = _rounded(found, units[0]).reshape(batch, channels, height, size[1])
-        found = down[:, None] @ found  # (B, C, H, W)
-        found = _rounded(found.flatten(1, 2), units[1])
-    return found.reshape(batch, channels, *size)
+        found = pixels.reshape(batch, channels * height, width).float()
+        found = torch.baddbmm(half, found, columns.transpose(1, 2))  # (B, C * h, W)
+        found = _in_range(found, resample).floor_().view(batch, channels, height, size[1])
+        found = found.transpose(1, 2).reshape(batch, height, channels * size[1])
+        found = torch.baddbmm(half, rows, found)  # (B, H, C * W)
+    found = _in_range(found, resample).to(torch.uint8)
+    return found.view(batch, size[0], channels, size[1]).transpose(1, 2).contiguous()
 
 
-def _rounded(sums: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-    """Divide whole sums by a power of two, round halves up and keep to 0..255, in place."""
-    return sums.mul_(unit).add_(0.5).floor_().clamp_(0, 255)
+def _in_range(values: torch.Tensor, resample: int) -> torch.Tensor:
+    """Keep values to 0..255, which only filters with negative parts leave."""
+    return values if resample in (NEAREST, BILINEAR) else values.clamp_(0, 255.5)
+
+
+def _one_by_one(
+    pixels: torch.Tensor,
+    boxes: NDArray[np.int64],
+    size: tuple[int, int],
+    resample: int,
+    mirrored: NDArray[np.bool_] | None,
+) -> torch.Tensor:
+    """Do as `cut_and_resize`, with torch's kernel of 8-bit pictures, which reads no more than the taps."""
+    found = torch.empty(*pixels.shape[:2], *size, dtype=torch.uint8)
+    for number, (picture, box) in enumerate(zip(pixels, boxes.tolist(), strict=True)):
+        cut = functional.resized_crop(picture, *box, list(size), INTERPOLATION[resample], antialias=True)
+        found[number] = cut.flip(-1) if mirrored is not None and mirrored[number] else cut
+    return found

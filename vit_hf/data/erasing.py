@@ -55,22 +55,34 @@ def erase(pixels: torch.Tensor, boxes: NDArray[np.int64], keys: ArrayLike) -> to
     rows = np.flatnonzero(boxes[:, 2] * boxes[:, 3])
     if not len(rows):
         return pixels
+    starts = np.asarray(keys, np.int64)[rows]
+    if pixels.device.type == "cpu":
+        return _erase_places(pixels, rows, boxes[rows], starts)
     device, (channels, height, width) = pixels.device, pixels.shape[1:]
-    places = to_device(rows, device)
-    top, left, tall, wide = to_device(boxes[rows].T.reshape(4, -1, 1, 1), device)
+    top, left, tall, wide = to_device(boxes[rows].T.reshape(4, -1, 1, 1, 1), device)
     y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
-    inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)  # (erased, H, W)
-    inside = inside[:, None].expand(-1, channels, -1, -1)
-    starts = to_device(np.asarray(keys, np.int64)[rows], device)
+    inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)  # (erased, 1, H, W)
     counters = torch.arange(channels * height * width, device=device).view(1, channels, height, width)
-    if device.type == "cpu":  # the places can be counted without waiting: draw no more than are needed
-        number, *place = inside.nonzero(as_tuple=True)
-        pixels[places[number], place[0], place[1], place[2]] = _noise(
-            starts[number], (place[0] * height + place[1]) * width + place[2]
-        )
-        return pixels
-    noise = _noise(starts.view(-1, 1, 1, 1), counters)
+    noise = _noise(to_device(starts, device).view(-1, 1, 1, 1), counters)
+    places = to_device(rows, device)
     return pixels.index_copy_(0, places, torch.where(inside, noise, pixels.index_select(0, places)))
+
+
+def _erase_places(
+    pixels: torch.Tensor, rows: NDArray[np.int64], boxes: NDArray[np.int64], starts: NDArray[np.int64]
+) -> torch.Tensor:
+    """Do as `erase`, and draw no more noise than there is room for."""
+    channels, height, width = pixels.shape[1:]
+    top, left, tall, wide = boxes.T
+    counts = tall * wide
+    number = np.repeat(np.arange(len(rows)), counts)  # of the box that a pixel is in, and its place in it
+    place = np.arange(len(number)) - np.repeat(counts.cumsum() - counts, counts)
+    y, x = place // wide[number] + top[number], place % wide[number] + left[number]
+    counters = np.arange(channels)[:, None] * (height * width) + (y * width + x)  # (C, pixels)
+    noise = _noise(torch.from_numpy(starts)[torch.from_numpy(number)], torch.from_numpy(counters))
+    places = counters + (rows * (channels * height * width))[number]
+    pixels.view(-1).index_copy_(0, torch.from_numpy(places.ravel()), noise.view(-1))
+    return pixels
 
 
 def _noise(keys: torch.Tensor, counters: torch.Tensor) -> torch.Tensor:

@@ -17,12 +17,15 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Let float32 matrix products be of 24 bits within, where a caller has allowed TF32 or autocast."""
-    matmul, autocasts = torch.backends.cuda.matmul, torch.amp.is_autocast_available(device.type)
-    allowed = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
+    """Let float32 matrix products be of 24 bits within, where a caller has allowed TF32, bfloat16 or autocast."""
+    kernels = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [kernel.fp32_precision for kernel in kernels]
+    autocasts = torch.amp.is_autocast_available(device.type)
+    for kernel in kernels:
+        kernel.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False) if autocasts else nullcontext():
             yield
     finally:
-        matmul.fp32_precision = allowed
+        for kernel, precision in zip(kernels, before, strict=True):
+            kernel.fp32_precision = precision

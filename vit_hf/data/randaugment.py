@@ -112,19 +112,20 @@ def randaugment(pixels: torch.Tensor, operations: Operations) -> torch.Tensor:
     Returns:
         (B, C, H, W) uint8.
     """
-    for column in range(operations.kinds.shape[1]):
-        kinds, levels = operations.kinds[:, column], operations.levels[:, column]
-        for names, change in _FAMILIES:
-            rows = np.flatnonzero(np.isin(kinds, [OPERATIONS.index(name) for name in names]))
+    for kinds, levels, negative in zip(operations.kinds.T, operations.levels.T, operations.negative.T, strict=True):
+        families = _FAMILY_OF[kinds]
+        for family, change in enumerate(_CHANGES):
+            rows = np.flatnonzero(families == family)
             if len(rows):
                 places = to_device(rows, pixels.device)
-                chosen = pixels.index_select(0, places)
-                changed = change(chosen, kinds[rows], levels[rows], operations.negative[rows, column])
+                changed = change(pixels.index_select(0, places), kinds[rows], levels[rows], negative[rows])
                 pixels.index_copy_(0, places, changed)
     return pixels
 
 
-def _affine(
+# ---------------------------------------------------------------------------------------------- families of operations
+# Each takes pictures (b, C, H, W) and their kinds, levels and signs, (b,) each, as `Operations` has them.
+def _move(
     pixels: torch.Tensor, kinds: NDArray[np.int64], levels: NDArray[np.int64], negative: NDArray[np.bool_]
 ) -> torch.Tensor:
     height, width = pixels.shape[-2:]
@@ -132,38 +133,41 @@ def _affine(
     return nearest_affine(pixels, to_device(matrices, pixels.device), FILL)
 
 
-def _blended(name: str) -> Callable[..., torch.Tensor]:
-    def change(pixels: torch.Tensor, _, levels: NDArray[np.int64], negative: NDArray[np.bool_]) -> torch.Tensor:
-        height, width = pixels.shape[-2:]
-        by = np.asarray(strengths(name, (height, width)))[levels]
-        own = 1 + np.where(negative, -by, by)
-        weights = to_device(np.stack([own, 1 - own]).astype(np.float32), pixels.device)
-        if name == "Brightness":
-            return colours.brightness(pixels, weights[0])
-        if name == "Sharpness":
-            return colours.sharpness(pixels, weights[1])
-        return (colours.saturation if name == "Color" else colours.contrast)(pixels, weights[0], weights[1])
-
-    return change
+def _factors(levels: NDArray[np.int64], negative: NDArray[np.bool_]) -> NDArray[np.float64]:
+    by = _TABLES["Brightness"][levels]  # Color, Contrast and Sharpness have the same
+    return 1 + np.where(negative, -by, by)
 
 
-def _posterized(pixels: torch.Tensor, _, levels: NDArray[np.int64], __) -> torch.Tensor:
-    height, width = pixels.shape[-2:]
-    bits = np.asarray(strengths("Posterize", (height, width)), np.int64)[levels]
-    return colours.posterize(pixels, to_device((256 - (1 << (8 - bits))).astype(np.uint8), pixels.device))
+def _blend(
+    pixels: torch.Tensor, kinds: NDArray[np.int64], levels: NDArray[np.int64], negative: NDArray[np.bool_]
+) -> torch.Tensor:
+    own = _factors(levels, negative)
+    rest = np.where(kinds == OPERATIONS.index("Brightness"), 0, 1 - own)
+    from_mean = to_device(kinds == OPERATIONS.index("Contrast"), pixels.device)
+    weights = to_device(np.stack([own, rest]).astype(np.float32), pixels.device)
+    return colours.blend(pixels, weights[0], weights[1], from_mean)
 
 
-def _solarized(pixels: torch.Tensor, _, levels: NDArray[np.int64], __) -> torch.Tensor:
-    height, width = pixels.shape[-2:]
-    thresholds = 255 * np.asarray(strengths("Solarize", (height, width)))[levels]
-    return colours.solarize(pixels, to_device(thresholds.astype(np.float32), pixels.device))
+def _sharpen(pixels: torch.Tensor, _, levels: NDArray[np.int64], negative: NDArray[np.bool_]) -> torch.Tensor:
+    rest = 1 - _factors(levels, negative)
+    return colours.sharpness(pixels, to_device(rest.astype(np.float32), pixels.device))
+
+
+def _cut(pixels: torch.Tensor, kinds: NDArray[np.int64], levels: NDArray[np.int64], _) -> torch.Tensor:
+    solarizes = kinds == OPERATIONS.index("Solarize")
+    thresholds = np.where(solarizes, 255 * _TABLES["Solarize"][levels], 256).astype(np.float32)
+    masks = np.where(solarizes, 255, 256 - 2 ** (8 - _TABLES["Posterize"][levels])).astype(np.uint8)
+    return colours.solarize(pixels, to_device(thresholds, pixels.device), to_device(masks, pixels.device))
 
 
 _FAMILIES: tuple[tuple[tuple[str, ...], Callable[..., torch.Tensor]], ...] = (
-    (_AFFINE, _affine),
-    *(((name,), _blended(name)) for name in ("Brightness", "Color", "Contrast", "Sharpness")),
-    (("Posterize",), _posterized),
-    (("Solarize",), _solarized),
+    (_AFFINE, _move),
+    (("Brightness", "Color", "Contrast"), _blend),
+    (("Sharpness",), _sharpen),
+    (("Posterize", "Solarize"), _cut),
     (("AutoContrast",), lambda pixels, *_: colours.autocontrast(pixels)),
     (("Equalize",), lambda pixels, *_: colours.equalize(pixels)),
 )
+_CHANGES = [change for _, change in _FAMILIES]
+_FAMILY_OF = np.array([next((i for i, (names, _) in enumerate(_FAMILIES) if kind in names), -1) for kind in OPERATIONS])
+_TABLES = {kind: np.array(strengths(kind, (1, 1))) for kind in ("Brightness", "Posterize", "Solarize")}

@@ -18,12 +18,11 @@ import numpy as np
 import PIL.Image
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
 from . import colours
-from .cropping import BICUBIC, BILINEAR, LANCZOS, NEAREST, cut_and_resize, inception_boxes
+from .cropping import INTERPOLATION, cut_and_resize, inception_boxes
 from .draws import integers, uniforms
 from .erasing import erase, erasing_boxes
 from .geometry import bilinear_affine, inverse_matrix, windows
@@ -31,12 +30,6 @@ from .host import to_device
 from .randaugment import MAX_LEVEL, draw_operations, randaugment
 
 CROPS = ("inception", "padded", "random", "none")
-_INTERPOLATION = {
-    NEAREST: InterpolationMode.NEAREST_EXACT,
-    BILINEAR: InterpolationMode.BILINEAR,
-    BICUBIC: InterpolationMode.BICUBIC,
-    LANCZOS: InterpolationMode.LANCZOS,
-}
 _BLUR = (0.1, 2.0)  # standard deviation in pixels
 
 
@@ -140,9 +133,9 @@ class TrainTransform:
 
     def __init__(self, augmentation: Augmentation, processor: VitHfImageProcessor):
         self.augmentation, self.size, self.resample = augmentation, processor.image_hw, int(processor.resample)
-        if self.resample not in _INTERPOLATION:
+        if self.resample not in INTERPOLATION:
             raise ValueError(
-                f"resample of the image processor is {self.resample}; expected one of {sorted(_INTERPOLATION)}: "
+                f"resample of the image processor is {self.resample}; expected one of {sorted(INTERPOLATION)}: "
                 "nearest, Lanczos, bilinear, bicubic"
             )
         if augmentation.resize is not None and any(
@@ -234,7 +227,7 @@ class TrainTransform:
         if augmentation.color_jitter:
             pixels = self._jittered(pixels, keys)
         mean, std = (numbers.to(pixels.device, non_blocking=True) for numbers in (self.mean, self.std))
-        found = pixels.float().sub_(mean).div_(std)
+        found = pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
         if augmentation.erasing:
             found = erase(found, erasing_boxes(self.size, keys, augmentation.erasing), keys)
         return found
@@ -256,11 +249,10 @@ class TrainTransform:
         mirrored = uniforms(keys, "flip", 1)[:, 0] < 0.5 if augmentation.flip else None
         if augmentation.crop == "inception" and not cut:
             boxes = inception_boxes((height, width), keys, augmentation.crop_area)
-            found = cut_and_resize(pixels, boxes, self.size, resample=self.resample, mirrored=mirrored)
-            return found.to(torch.uint8)
+            return cut_and_resize(pixels, boxes, self.size, resample=self.resample, mirrored=mirrored)
         before = pixels
         if (height, width) != self.cut_size:
-            options = {"interpolation": _INTERPOLATION[self.resample], "antialias": True}
+            options = {"interpolation": INTERPOLATION[self.resample], "antialias": True}
             pixels = functional.resize(pixels, list(self.cut_size), **options)
         if augmentation.crop in ("padded", "random"):
             if augmentation.crop == "padded" and augmentation.crop_padding:
@@ -302,7 +294,8 @@ class TrainTransform:
             if kind == 0:
                 chosen = colours.greyscale(chosen)
             elif kind == 1:
-                chosen = colours.solarize(chosen, to_device(np.full(len(rows), 128, np.float32), device))
+                threshold = torch.full((1,), 128.0, device=device)
+                chosen = colours.solarize(chosen, threshold, torch.full((1,), 255, dtype=torch.uint8, device=device))
             else:
                 taps = min(17, 2 * min(self.size) - 1)
                 kernels = colours.gaussian_kernels(taps, torch.from_numpy(sigmas[rows].astype(np.float32)))
@@ -316,18 +309,10 @@ class TrainTransform:
         low, high = max(0.0, 1 - self.augmentation.color_jitter), 1 + self.augmentation.color_jitter
         factors = low + (high - low) * numbers[:, :3]  # (B, 3) of brightness, contrast, saturation
         order = numbers[:, 3:].argsort(axis=1)  # (B, 3)
+        own = np.take_along_axis(factors, order, axis=1)
+        rest = np.where(order == 0, 0, 1 - own)
+        weights = to_device(np.stack([own, rest]).astype(np.float32), device)  # (2, B, 3)
+        from_mean = to_device(order == 1, device)
         for place in range(3):
-            for kind in range(3):
-                rows = np.flatnonzero(order[:, place] == kind)
-                if not len(rows):
-                    continue
-                places, own = to_device(rows, device), factors[rows, kind]
-                weights = to_device(np.stack([own, 1 - own]).astype(np.float32), device)
-                chosen = pixels.index_select(0, places)
-                if kind == 0:
-                    chosen = colours.brightness(chosen, weights[0])
-                else:
-                    change = colours.contrast if kind == 1 else colours.saturation
-                    chosen = change(chosen, weights[0], weights[1])
-                pixels.index_copy_(0, places, chosen)
+            pixels = colours.blend(pixels, weights[0, :, place], weights[1, :, place], from_mean[:, place])
         return pixels
