@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
 
 from PIL import Image
 
@@ -52,9 +51,7 @@ def refuse_bombs(data: bytes) -> None:
     elif data.startswith((b"GIF87a", b"GIF89a")):
         _check_gif(data)
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        for name, chunk in _riff_chunks(data):
-            if name == b"EXIF":
-                _check_tags(chunk, "EXIF")
+        _check_webp(data)
     elif data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         _check_tags(data, "TIFF")
     elif data[:1] == b"P" and data[1:2] in b"123456fF":
@@ -74,10 +71,14 @@ def refuse_sizes(image: Image.Image, num_bytes: int | None) -> None:
     tile = [max(_whole_numbers(tags.get(tag)), default=0) for tag in (322, 323)]  # TileWidth, TileLength
     if tile[0] * tile[1] > pixels:  # a decoder has room for a whole one
         pixels, what = tile[0] * tile[1], f"tiles of {tile[0]} x {tile[1]} pixels"
-    if pixels > MAX_PIXELS:
-        raise BombError(f"too large ({what}); expected at most {MAX_PIXELS:,} pixels")
     if image.format == "BMP" and image.info.get("compression") in (1, 2) and pixels > MAX_RLE_PIXELS:
         raise BombError(f"{what} of a run-length encoded BMP; expected at most {MAX_RLE_PIXELS:,}")
+    _check_pixels(pixels, what, num_bytes)
+
+
+def _check_pixels(pixels: int, what: str, num_bytes: int | None) -> None:
+    if pixels > MAX_PIXELS:
+        raise BombError(f"too large ({what}); expected at most {MAX_PIXELS:,} pixels")
     if num_bytes is not None and pixels > max(FREE_PIXELS, MAX_PIXELS_A_BYTE * num_bytes):
         raise BombError(
             f"{what} in {num_bytes:,} bytes; expected at most {MAX_PIXELS_A_BYTE:,} for each byte above "
@@ -167,11 +168,16 @@ def _check_ppm(data: bytes) -> None:
         raise BombError(f"more than {MAX_COMMENTS:,} comments")
 
 
-def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _check_webp(data: bytes) -> None:
+    """Look at the canvas, which the decoder makes when it opens the file, and at the tags."""
     position = 12
     while position + 8 <= len(data):
         name, length = struct.unpack_from("<4sI", data, position)
-        yield name, data[position + 8 : position + 8 + length]
+        if name == b"VP8X" and position + 18 <= len(data):
+            width, height = (1 + int.from_bytes(data[position + at : position + at + 3], "little") for at in (12, 15))
+            _check_pixels(width * height, f"{width} x {height} pixels", len(data))
+        elif name == b"EXIF":
+            _check_tags(data[position + 8 : position + 8 + length], "EXIF")
         position += 8 + length + length % 2
 
 

@@ -55,6 +55,7 @@ def read_image(value: Any, *, where: str) -> Image.Image:
     Raises:
         BadImageError: empty, truncated, fake, of another format, too large, or no image at all.
         FileNotFoundError: the path does not exist.
+        MemoryError: this machine has not enough.
     """
     where = _with_path(where, value)
     if isinstance(value, Mapping):
@@ -87,6 +88,8 @@ def read_rgb(value: Any, *, where: str) -> Image.Image:
             return to_rgb(image)
     except ValueError as error:
         raise BadImageError(f"{where}: {error}") from error
+    except (MemoryError, RuntimeError) as error:  # the latter is torch's
+        raise MemoryError(f"{where}: not enough memory to turn the image into RGB ({error})") from error
 
 
 def _with_path(where: str, value: Any) -> str:
@@ -143,6 +146,7 @@ def _load(opener: Callable[[], Image.Image], *, where: str, num_bytes: int | Non
             refuse_sizes(image, num_bytes)
             if image.width < 1 or image.height < 1:
                 raise ValueError(f"the size is {image.width} x {image.height}")
+            _check_cover(image)
             with _whole_files_only():
                 image.load()
     except UnidentifiedImageError:
@@ -153,11 +157,22 @@ def _load(opener: Callable[[], Image.Image], *, where: str, num_bytes: int | Non
         raise BadImageError(_refused(where, f"too large ({error}); expected at most {MAX_PIXELS:,} pixels")) from error
     except Warning:  # raised only where the caller turns warnings into errors: it asked for this one
         raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, EOFError, MemoryError, ...
+    except MemoryError as error:  # the machine's fault, not the image's
+        raise MemoryError(f"{where}: not enough memory to decode the image") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, EOFError, ...
         raise BadImageError(
             f"{where}: the image cannot be decoded ({type(error).__name__}: {error}); {_EXPECTED}; {_REMEDY}"
         ) from error
     return image
+
+
+def _check_cover(image: Image.Image) -> None:
+    """Raise ValueError for a TIFF whose strips end before its picture does, which Pillow would fill with black."""
+    if image.format == "TIFF" and isinstance(image, ImageFile.ImageFile) and image.tile:
+        right, bottom = (max(entry.extents[axis] for entry in image.tile if entry.extents) for axis in (2, 3))
+        width, height = (getattr(image, "tag_v2", {}).get(tag, 0) for tag in (256, 257))  # before any turn
+        if right < width or bottom < height:
+            raise ValueError(f"{width} x {height} pixels, of which it holds {right} x {bottom}")
 
 
 def _refused(where: str, why: str) -> str:
