@@ -1,9 +1,13 @@
-"""Loading: batches depend on addresses (seed, epoch, row) alone, each row comes once, a broken row is named."""
+"""Loading: batches depend on addresses (seed, epoch, row) alone, each row comes once, a broken row is named.
+
+What is said of training batches is said of both ways there: pictures of one size, whose pixels are cached, and of two.
+"""
 
 import io
 import itertools
 from collections import Counter
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -11,26 +15,25 @@ from accelerate.data_loader import BatchSamplerShard
 from datasets import ClassLabel, Dataset, Features, Image
 
 from vit_hf import VitHfImageProcessor
-from vit_hf.data.images import BadImageError, read_image
-from vit_hf.data.loading import (
-    Address,
-    FullBatches,
-    StepSampler,
-    TrainRows,
-    TrainStream,
-    build_evaluation_loader,
-    build_train_loader,
-    seed_from,
-)
+from vit_hf.data import loading
+from vit_hf.data.draws import sample_keys
+from vit_hf.data.images import BadImageError, read_image, read_rgb
+from vit_hf.data.loading import TrainRows, TrainStream, build_evaluation_loader, build_train_loader, process_batch
+from vit_hf.data.order import Address, FullBatches, StepSampler, seed_from
+from vit_hf.data.pixel_cache import cached_pixels
+from vit_hf.data.preparation import Preparation
+from vit_hf.data.sources import load_source
 from vit_hf.data.transforms import Augmentation, TrainTransform
+from vit_hf.evaluation.views import ViewCutter
 
 COLUMNS = {"image_column": "image", "label_column": "label"}
 STRONG = Augmentation(crop="inception", flip=True, randaugment_ops=2, color_jitter=0.4, erasing=0.5)
+CPU = torch.device("cpu")
 
 
-def png(row: int) -> bytes:
+def png(row: int, height: int = 12) -> bytes:
     generator = torch.Generator().manual_seed(row)
-    pixels = torch.randint(256, (12, 10, 3), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(256, (height, 10, 3), generator=generator, dtype=torch.uint8)
     buffer = io.BytesIO()
     PIL.Image.fromarray(pixels.numpy()).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -53,13 +56,21 @@ def transform(processor):
     return TrainTransform(STRONG, processor)
 
 
-@pytest.fixture(scope="module")
-def split():
-    return pictures(22)
+@pytest.fixture(scope="module", params=["cached", "by the picture"])
+def split(request):
+    if request.param == "cached":
+        return pictures(22)
+    return pictures(22, row_21=png(21, height=13))
+
+
+def prepared(built, count=None) -> list[dict]:
+    """Return the batches of a training loader as the model gets them."""
+    loader, prepare = built
+    return [prepare(batch, CPU) for batch in itertools.islice(loader, count)]
 
 
 def batches_of(split, transform, *, steps=6, batch_size=8, accumulation=1, seed=3, workers=0):
-    loader = build_train_loader(
+    built = build_train_loader(
         split,
         **COLUMNS,
         transform=transform,
@@ -69,7 +80,14 @@ def batches_of(split, transform, *, steps=6, batch_size=8, accumulation=1, seed=
         seed=seed,
         workers=workers,
     )
-    return list(itertools.islice(loader, steps * accumulation))
+    return prepared(built, steps * accumulation)
+
+
+def samples_of(split, transform, addresses, *, seed=0) -> torch.Tensor:
+    """Return the pixels of addresses, (B, C, H, W), as the loader of a split gives them."""
+    pixels = cached_pixels(split, "image")
+    rows = TrainRows(split, "image", "label", transform, seed, cached=pixels is not None)
+    return Preparation(transform, pixels)(rows.__getitems__(addresses), CPU)["pixel_values"]
 
 
 def assert_same(found: list[dict], expected: list[dict]) -> None:
@@ -171,30 +189,87 @@ def test_another_seed_changes_order_and_pixels(split, transform):
     assert not torch.equal(one["rows"], other["rows"])
 
 
+def test_a_loader_gives_bytes_and_only_what_is_not_there_yet(split, transform):
+    cached = cached_pixels(split, "image") is not None
+    options = {**COLUMNS, "transform": transform, "batch_size": 8, "accumulation": 1, "num_steps": 1, "seed": 3}
+    loader, _ = build_train_loader(split, **options, workers=2)
+    assert loader.num_workers == (0 if cached else 2)
+    batch = next(iter(loader))
+    assert set(batch) == {"keys", "labels", "rows"} | (set() if cached else {"pixels"})
+    assert all(tensor.dtype == torch.int64 for name, tensor in batch.items() if name != "pixels")
+    if not cached:
+        assert batch["pixels"].dtype == torch.uint8
+        assert batch["pixels"].shape == (8, 3, 8, 8)
+
+
+def test_the_pixels_of_a_sample_are_what_the_transform_makes_of_picture_and_key(split, transform):
+    (address,) = [Address(5, 2, 7, 1)]
+    (key,) = sample_keys(9, [2], [7], [1])
+    picture = read_rgb(split[7]["image"], where="test")
+    if cached_pixels(split, "image") is None:
+        expected = transform.batch(transform.picture(picture, int(key))[None], [key], cut=True)
+    else:
+        whole = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+        expected = transform.batch(whole, [key], cut=False)
+    assert torch.equal(samples_of(split, transform, [address], seed=9), expected)
+
+
+def test_without_augmentation_a_sample_is_what_the_image_processor_makes_of_it(split, processor):
+    plain = TrainTransform(Augmentation(), processor)
+    found = samples_of(split, plain, [Address(row, 0, row) for row in range(22)])
+    expected = processor([read_image(row["image"], where="test") for row in split], return_tensors="pt")["pixel_values"]
+    assert (found - expected).abs().max() < 1.01 / 127.5  # Pillow's resize rounds otherwise, by one level
+    if cached_pixels(split, "image") is not None:
+        assert torch.equal(found, expected)
+
+
 def test_augmentation_depends_on_seed_epoch_and_row_only(split, transform):
-    rows = TrainRows(split, "image", "label", transform, seed=0)
     addresses = list(itertools.product(range(2), range(6)))
-    first = {(epoch, row): rows[Address(0, epoch, row)]["pixel_values"] for epoch, row in addresses}
+    found = samples_of(split, transform, [Address(0, *address) for address in addresses])
+    first = dict(zip(addresses, found, strict=True))
     torch.manual_seed(12345)
-    again = {(epoch, row): rows[Address(99, epoch, row)]["pixel_values"] for epoch, row in reversed(addresses)}
-    assert all(torch.equal(first[address], again[address]) for address in addresses)
-    other_seed = TrainRows(split, "image", "label", transform, seed=1)
+    for epoch, row in reversed(addresses):
+        again = samples_of(split, transform, [Address(99, epoch, row)])
+        assert torch.equal(first[epoch, row], again[0])
+    other_seed = samples_of(split, transform, [Address(0, *address) for address in addresses], seed=1)
     for row in range(6):
         assert not torch.equal(first[0, row], first[1, row])
-        assert not torch.equal(first[0, row], other_seed[Address(0, 0, row)]["pixel_values"])
+        assert not torch.equal(first[0, row], other_seed[row])
 
 
 def test_augmentation_leaves_the_global_generator_as_it_was(split, transform):
-    rows = TrainRows(split, "image", "label", transform, seed=0)
     before = torch.get_rng_state()
-    rows[Address(0, 0, 1)]
+    samples_of(split, transform, [Address(0, 0, 1)])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_batch_that_is_cut_into_pieces_has_the_same_pixels(split, transform):
+    options = {**COLUMNS, "transform": transform, "batch_size": 8, "accumulation": 1, "num_steps": 2, "seed": 3}
+    loader, prepare = build_train_loader(split, **options, workers=0)
+    for batch in loader:
+        whole = prepare(batch, CPU)
+        pieces = [prepare({name: tensor[at : at + 2] for name, tensor in batch.items()}, CPU) for at in range(0, 8, 2)]
+        assert_same([{name: torch.cat([piece[name] for piece in pieces]) for name in whole}], [whole])
+
+
+def test_preparing_a_batch_changes_neither_it_nor_the_cache(split, transform):
+    options = {**COLUMNS, "transform": transform, "batch_size": 8, "accumulation": 1, "num_steps": 1, "seed": 3}
+    loader, prepare = build_train_loader(split, **options, workers=0)
+    cached = cached_pixels(split, "image")
+    before = None if cached is None else cached.clone()
+    for batch in loader:
+        kept = {name: tensor.clone() for name, tensor in batch.items()}
+        first, second = prepare(batch, CPU), prepare(batch, CPU)
+        assert all(torch.equal(batch[name], tensor) for name, tensor in kept.items())
+        assert_same([second], [first])
+    assert before is None or torch.equal(cached, before)
 
 
 def test_a_broken_training_picture_is_named_by_row(transform):
     split = pictures(6, row_4=png(4)[:60])
-    with pytest.raises(BadImageError, match="row 4 of the training split"):
-        batches_of(split, transform, steps=1, batch_size=6)
+    for workers in (0, 2):
+        with pytest.raises(BadImageError, match="row 4 of the training split"):
+            batches_of(split, transform, steps=1, batch_size=6, workers=workers)
 
 
 # ---------------------------------------------------------------------------------------------- streams
@@ -283,11 +358,89 @@ def test_a_picture_that_fills_up_a_batch_is_decoded_once(processor, monkeypatch)
 
     def count(image, *, where):
         decoded.append(where)
-        return read_image(image, where=where)
+        return read_rgb(image, where=where)
 
-    monkeypatch.setattr("vit_hf.data.loading.read_image", count)
-    list(evaluation_loader(pictures(9), processor))
+    monkeypatch.setattr("vit_hf.data.loading.read_rgb", count)
+    list(evaluation_loader(pictures(9, row_8=png(8, height=13)), processor))
     assert decoded == [f"row {row} of split test" for row in range(9)]
+
+
+PROCESSORS = {
+    "same size": {"size": {"height": 12, "width": 10}},
+    "smaller": {"size": {"height": 8, "width": 9}},
+    "larger": {"size": {"height": 31, "width": 20}},
+    "bicubic": {"size": {"height": 7, "width": 20}, "resample": 3},
+    "nearest": {"size": {"height": 7, "width": 20}, "resample": 0},
+    "not antialiased": {"size": {"height": 7, "width": 8}, "antialias": False},
+    "cropped": {"size": {"shortest_edge": 9}, "do_center_crop": True, "crop_size": {"height": 8, "width": 8}},
+    "rounded": {"size": {"shortest_edge": 11}, "do_center_crop": True, "crop_size": {"height": 8, "width": 8}}
+    | {"crop_rounding": "round"},
+    "larger crop": {"size": {"height": 8, "width": 8}, "do_center_crop": True, "crop_size": {"height": 9, "width": 10}},
+    "not resized": {"do_resize": False},
+    "only rescaled": {"size": {"height": 8, "width": 8}, "do_normalize": False},
+    "only normalised": {"size": {"height": 8, "width": 8}, "do_rescale": False},
+    "neither": {"size": {"height": 8, "width": 8}, "do_rescale": False, "do_normalize": False},
+    "padded": {"size": {"height": 8, "width": 8}, "do_pad": True, "pad_size": {"height": 11, "width": 9}},
+    "unconverted": {"size": {"height": 8, "width": 8}, "do_convert_rgb": False},
+}
+
+
+@pytest.mark.parametrize("settings", PROCESSORS.values(), ids=PROCESSORS)
+def test_a_batch_is_processed_as_each_picture_of_it_alone_bit_for_bit(settings):
+    processor = VitHfImageProcessor(**settings)
+    split = pictures(7)
+    decoded = [read_rgb(row["image"], where="test") for row in split]
+    found = process_batch(processor, cached_pixels(split, "image"))
+    alone = [processor([picture], return_tensors="pt")["pixel_values"] for picture in decoded]
+    assert found.dtype == alone[0].dtype
+    assert torch.equal(found, torch.cat(alone))
+
+
+def test_a_processor_with_steps_of_its_own_takes_its_own_steps(processor):
+    class Inverted(VitHfImageProcessor):
+        def _preprocess(self, images, **options):
+            return super()._preprocess([255 - image for image in images], **options)
+
+    pixels = cached_pixels(pictures(7), "image")
+    inverted = Inverted(size={"height": 8, "width": 8})
+    assert torch.equal(process_batch(inverted, pixels), process_batch(processor, 255 - pixels))
+
+
+@pytest.mark.parametrize("size", [8, 5, 32])
+def test_digits_are_evaluated_from_the_cache_as_from_their_files(size, monkeypatch):
+    source, processor = load_source("digits"), VitHfImageProcessor(size={"height": size, "width": size})
+    options = {"image_column": "image", "label_column": "label", "name": "test", "processor": processor}
+    found = list(build_evaluation_loader(source.test, **options, batch_size=64, workers=0))
+    monkeypatch.setattr(loading, "cached_pixels", lambda *_: None)
+    expected = list(build_evaluation_loader(source.test, **options, batch_size=64, workers=0))
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("size", [32, 224])
+def test_cifar_is_evaluated_from_the_cache_as_from_its_files(size, shared_data, monkeypatch):
+    source = load_source(shared_data("cifar100") / "cifar100")
+    options = {"image_column": source.image_column, "label_column": source.label_column, "name": "test", "workers": 0}
+    options["processor"] = VitHfImageProcessor(size={"height": size, "width": size})
+    split = source.test.select(range(0, 10_000, 100))
+    found = list(build_evaluation_loader(split, **options, batch_size=50))
+    monkeypatch.setattr(loading, "cached_pixels", lambda *_: None)
+    assert_same(found, list(build_evaluation_loader(split, **options, batch_size=50)))
+
+
+@pytest.mark.parametrize("crops", [1, 5])
+def test_views_are_cut_from_cached_pixels_as_from_pictures(processor, crops, monkeypatch):
+    split, cutter = pictures(9), ViewCutter([processor], crops)
+    options = {**COLUMNS, "name": "test", "processor": processor, "batch_size": 4, "workers": 0, "to_pixels": cutter}
+    found = [batch["pixel_values"] for batch in build_evaluation_loader(split, **options)]
+    monkeypatch.setattr(loading, "cached_pixels", lambda *_: None)
+    for one, batch in zip(found, build_evaluation_loader(split, **options), strict=True):
+        assert one[0].shape == (4, crops, 3, 8, 8)
+        assert torch.equal(one[0], batch["pixel_values"][0])
+
+
+def test_no_loader_process_is_started_for_cached_pixels(split, processor):
+    loader = evaluation_loader(split, processor, workers=2)
+    assert loader.num_workers == (2 if cached_pixels(split, "image") is None else 0)
 
 
 def test_evaluation_accepts_pictures_of_several_modes_and_sizes(processor):
@@ -347,19 +500,19 @@ def test_repeats_from_a_first_step_are_the_whole_run_without_the_steps_before(fi
 
 
 def test_copies_of_a_row_are_augmented_each_on_its_own_and_the_first_as_without_repeats(split, transform):
-    rows = TrainRows(split, "image", "label", transform, seed=0)
-    copies = [rows[Address(0, 0, 5, copy)]["pixel_values"] for copy in range(3)]
-    assert torch.equal(copies[0], rows[Address(17, 0, 5)]["pixel_values"])
+    copies = samples_of(split, transform, [Address(0, 0, 5, copy) for copy in range(3)])
+    assert torch.equal(copies[0], samples_of(split, transform, [Address(17, 0, 5)])[0])
     assert not torch.equal(copies[0], copies[1])
     assert not torch.equal(copies[1], copies[2])
-    assert torch.equal(copies[2], rows[Address(9, 0, 5, 2)]["pixel_values"])
+    assert torch.equal(copies[2], samples_of(split, transform, [Address(9, 0, 5, 2)])[0])
 
 
 def test_the_loader_hands_on_repeats_and_the_first_step(split, transform):
     options = {**COLUMNS, "transform": transform, "batch_size": 6, "accumulation": 1, "num_steps": 6, "seed": 3}
-    whole = list(build_train_loader(split, **options, workers=0, repeats=3))
+    whole = prepared(build_train_loader(split, **options, workers=0, repeats=3))
     assert all(torch.equal(batch["rows"], batch["rows"][:2].repeat(3)) for batch in whole)
-    assert_same(list(build_train_loader(split, **options, workers=0, repeats=3, first_step=2)), whole[2:])
+    rest = build_train_loader(split, **options, workers=0, repeats=3, first_step=2)
+    assert_same(prepared(rest), whole[2:])
 
 
 # ---------------------------------------------------------------------------------------------- resuming a stream
@@ -367,9 +520,9 @@ def test_the_loader_hands_on_repeats_and_the_first_step(split, transform):
 def test_a_stream_from_a_first_step_is_the_whole_run_without_the_steps_before(split, transform, first_step):
     options = {**COLUMNS, "transform": transform, "batch_size": 4, "accumulation": 1, "num_steps": 14, "seed": 3}
     stream = split.to_iterable_dataset(num_shards=2)
-    whole = list(itertools.islice(build_train_loader(stream, **options, workers=0), 14))  # over two epochs of 22
+    whole = prepared(build_train_loader(stream, **options, workers=0), 14)  # over two epochs of 22
     rest = build_train_loader(stream, **options, workers=0, first_step=first_step)
-    assert_same(list(itertools.islice(rest, 14 - first_step)), whole[first_step:])
+    assert_same(prepared(rest, 14 - first_step), whole[first_step:])
 
 
 def test_what_a_resumed_stream_passes_over_is_not_decoded(transform):
@@ -388,7 +541,7 @@ def test_what_is_drawn_for_a_batch_is_drawn_from_the_positions_in_the_whole_run(
 
     given = split.to_iterable_dataset() if streamed else split
     options = {**COLUMNS, "transform": transform, "batch_size": 6, "accumulation": 2, "num_steps": 4, "seed": 3}
-    loader = build_train_loader(given, **options, workers=0, first_step=first_step, draw=draw)
+    loader, _ = build_train_loader(given, **options, workers=0, first_step=first_step, draw=draw)
     batches = list(itertools.islice(loader, 2 * (4 - first_step)))
     assert torch.cat([batch["drawn"] for batch in batches]).tolist() == list(range(6 * first_step, 24))
     assert all(batch["sizes"].tolist() == [[8, 8]] * 3 for batch in batches)

@@ -378,9 +378,11 @@ def test_the_augmentation_of_a_recipe_gives_pictures_for_its_model(name):
     processor = VitHfImageProcessor(size={"height": height, "width": width})
     pixels = torch.randint(256, (40, 50, 3), dtype=torch.uint8).numpy()
     transform = TrainTransform(recipe.augmentation, processor)
-    found = transform(PIL.Image.fromarray(pixels))
-    assert found.shape == (3, height, width)
-    assert found.isfinite().all()
+    cut = transform.picture(PIL.Image.fromarray(pixels), 5)[None]
+    for given, is_cut in ((cut, True), (torch.from_numpy(pixels).permute(2, 0, 1)[None], False)):
+        found = transform.batch(given, [5], cut=is_cut)
+        assert found.shape == (1, 3, height, width)
+        assert found.isfinite().all()
 
 
 def small(**fields) -> VitHfForImageClassification:

@@ -10,8 +10,9 @@ from report_pages import opened, report
 from report_runs import FIELDS, NAMES, make_scores, without_drawing, write_many, write_pictures, write_run
 
 from vit_hf import VitHfImageProcessor
-from vit_hf.data.loading import Address, TrainRows, build_train_loader
+from vit_hf.data.loading import TrainRows, build_train_loader
 from vit_hf.data.mixing import PairMixing
+from vit_hf.data.order import Address
 from vit_hf.data.pictures import DataFields, open_pictures
 from vit_hf.data.transforms import TrainTransform
 from vit_hf.evaluation.predictions import PREDICTIONS, read_predictions
@@ -178,21 +179,23 @@ def test_the_preview_is_what_the_loader_of_the_run_gives(run, pictures):
     preview = Preview(found.train, found.columns, recipe, processor)
     transform = TrainTransform(recipe.augmentation, processor)
     mixing = PairMixing(recipe.augmentation, num_classes=len(NAMES), seed=recipe.seed)
-    loader = build_train_loader(
+    loader, prepare = build_train_loader(
         found.train, **found.columns, transform=transform, batch_size=8, accumulation=1, num_steps=1,
         seed=recipe.seed, workers=0, draw=mixing.draw,
     )  # fmt: skip
-    batch = next(iter(loader))
+    batch = prepare(next(iter(loader)), torch.device("cpu"))
     pixels, targets = mixing.apply(batch["pixel_values"], batch["labels"], batch)
     for place, (mix, view) in enumerate(zip(preview.mixes(), model_view(processor, pixels[::2]), strict=True)):
         assert (np.asarray(mix.mixed) == np.asarray(view)).all()
         assert mix.labels == tuple(batch["labels"][2 * place : 2 * place + 2].tolist())
         if mix.labels[0] != mix.labels[1]:
             assert mix.share == pytest.approx(targets[2 * place, mix.labels[0]].item())
-    rows = TrainRows(found.train, **found.columns, transform=transform, seed=recipe.seed)
+    cached = prepare.pixels is not None
+    rows = TrainRows(found.train, **found.columns, transform=transform, seed=recipe.seed, cached=cached)
     shown = preview.versions()
     assert len({version.label for version in shown}) == 4
     for version in shown:
-        expected = model_view(processor, rows[Address(7, 2, version.row)]["pixel_values"][None])[0]
+        drawn = prepare(rows.__getitems__([Address(7, 2, version.row)]), torch.device("cpu"))
+        expected = model_view(processor, drawn["pixel_values"])[0]
         assert (np.asarray(version.augmented[2]) == np.asarray(expected)).all()
         assert any((np.asarray(picture) != np.asarray(version.plain)).any() for picture in version.augmented)

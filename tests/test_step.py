@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from vit_hf import VitHfForImageClassification, get_recipe
+from vit_hf.data.preparation import moved
 from vit_hf.training.optim import StepPlan, build_average, build_optimizer
 from vit_hf.training.step import Stepper
 from vit_hf.training.tasks import Classification
@@ -63,6 +64,7 @@ class Bench:
             optimizer=self.optimizer,
             schedule=self.schedule,
             average=self.average,
+            prepare=moved,
             say=self.said.append,
         )
 

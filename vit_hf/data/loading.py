@@ -1,129 +1,88 @@
 """From a split to batches, with every random number drawn from an address instead of a state.
 
-The order of the samples comes from (seed, epoch), the augmentation of a sample from (seed, epoch, sample): a batch is
-the same whatever the number of workers, whatever ran before, and wherever a run begins. The training set is one endless
-stream, epoch after epoch, cut into steps of `batch_size`: each sample comes once an epoch and no step is ragged.
+The order of the samples comes from (seed, epoch) (`vit_hf.data.order`), the augmentation of a sample from a key of
+(seed, epoch, row, copy) (`vit_hf.data.draws`): a batch is the same whatever the number of workers, whatever ran before,
+and wherever a run begins. What a training loader gives is made ready on the device (`vit_hf.data.preparation`).
 
-Accelerate splits each batch over the processes (`split_batches=True`), so a global batch holds the same samples for any
-number of processes.
+A split whose pixels are cached (`vit_hf.data.pixel_cache`) gives the numbers of its rows, and no loader process is
+started for it. Pictures of any other are decoded, cut and resized one by one, in loader processes where there are any.
 
 What a kernel gives for a picture can depend, in the last bit, on the number of pictures beside it. So a split that is
 scored comes in full batches only, its last row repeated to fill the last one; whoever scores counts each row once.
+
+Shapes: B pictures, C channels, h x w pixels as they come, H x W as the model sees them.
 """
 
-import hashlib
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+import PIL.Image
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
+from transformers.image_processing_backends import TorchvisionBackend
 
-from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
-from .images import read_image
+from ..image_processing_vit_hf import VitHfImageProcessor
+from .draws import sample_keys
+from .images import read_rgb
+from .order import Address, FullBatches, StepSampler, seed_from
+from .pixel_cache import cached_pixels
+from .preparation import Preparation
+from .transforms import TrainTransform
+from .workers import leave_requests_to_the_run
 
 _SHUFFLE_BUFFER = 10_000  # samples of a streamed set among which the order is drawn
 
-
-def seed_from(*address: int | str) -> int:
-    """Return 63 bits that depend on the whole address only: equal addresses equal seeds, others unrelated ones."""
-    digest = hashlib.blake2b(repr(address).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+Draw = Callable[[list[int], int, int], dict[str, torch.Tensor]]
 
 
-class Address(NamedTuple):
-    """Where a training sample stands: all that its randomness is drawn from, beside the seed."""
-
-    position: int
-    """Place in the stream of the whole run; names the pair that is mixed."""
-    epoch: int
-    row: int
-    copy: int = 0
-    """Number among the repeats of the row in one step."""
-
-
-class StepSampler:
-    """Batches of addresses: `num_steps` steps of `accumulation` equal batches each.
+class TrainRows(TorchDataset):
+    """A split by lists of `Address`.
 
     Args:
-        num_rows: rows of the split.
-        batch_size: samples a step, over all processes and accumulated batches; divisible by `accumulation`.
-        accumulation: batches that are accumulated into one step.
-        num_steps: where to stop.
-        seed: of the order.
-        first_step: steps done before, for resuming.
-        repeats: copies of a row in a step; the step then holds ceil(batch_size / repeats) different rows, whose copies
-            stand as far apart as they can.
+        split: map-style.
+        image_column, label_column: of the split.
+        transform: cuts the pictures.
+        seed: of the augmentation.
+        cached: whether the pixels are had otherwise and only their rows are asked for.
     """
 
     def __init__(
         self,
-        num_rows: int,
-        batch_size: int,
-        *,
-        accumulation: int = 1,
-        num_steps: int,
+        split: Dataset,
+        image_column: str,
+        label_column: str,
+        transform: TrainTransform,
         seed: int,
-        first_step: int = 0,
-        repeats: int = 1,
+        *,
+        cached: bool = False,
     ):
-        self.num_rows, self.seed = num_rows, seed
-        self.batch_size = batch_size // accumulation  # what Accelerate splits over the processes
-        self.drop_last = True  # no batch is ragged
-        self.accumulation, self.steps = accumulation, range(first_step, num_steps)
-        self.rows_per_step = -(-batch_size // repeats)
-
-    def __len__(self) -> int:
-        return len(self.steps) * self.accumulation
-
-    def __iter__(self) -> Iterator[list[Address]]:
-        epoch, order = -1, []
-        for step in self.steps:
-            rows = []
-            for place in range(step * self.rows_per_step, (step + 1) * self.rows_per_step):
-                if place // self.num_rows != epoch:
-                    epoch = place // self.num_rows
-                    generator = torch.Generator().manual_seed(seed_from("order", self.seed, epoch))
-                    order = torch.randperm(self.num_rows, generator=generator).tolist()
-                rows.append((epoch, order[place % self.num_rows]))
-            for part in range(self.accumulation):
-                members = range(part * self.batch_size, (part + 1) * self.batch_size)
-                start = step * self.accumulation * self.batch_size
-                yield [Address(start + j, *rows[j % len(rows)], j // len(rows)) for j in members]
-
-
-def _augmented(
-    sample: dict[str, Any], transform: Callable, image: Any, seed: int, address: Address, where: str
-) -> dict[str, Any]:
-    """Decode and transform one picture under the seed of its address; the global generator is left as it was."""
-    picture = read_image(image, where=where)
-    copy = (address.copy,) if address.copy else ()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_from("augment", seed, address.epoch, address.row, *copy))
-        return {**sample, "pixel_values": transform(picture), "positions": address.position}
-
-
-class TrainRows(TorchDataset):
-    """A split by `Address`; each item has `pixel_values` (C, H, W), `labels`, `rows` and `positions`, all int."""
-
-    def __init__(self, split: Dataset, image_column: str, label_column: str, transform: Callable, seed: int):
-        self.images = split.select_columns([image_column])
-        self.labels = list(split[label_column])
-        self.image_column, self.transform, self.seed = image_column, transform, seed
+        self.images, self.labels = split.select_columns([image_column]), torch.tensor(split[label_column])
+        self.image_column, self.transform, self.seed, self.cached = image_column, transform, seed, cached
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, address: Address) -> dict[str, Any]:
-        row = address.row
-        sample = {"labels": self.labels[row], "rows": row}
-        image = self.images[row][self.image_column]
-        return _augmented(sample, self.transform, image, self.seed, address, f"row {row} of the training split")
+    def __getitems__(self, addresses: list[Address]) -> dict[str, torch.Tensor]:
+        """Return `keys`, `labels`, `rows`, `positions`, (B,) int64, and unless cached `pixels`, uint8 (B, C, h, w)."""
+        positions, epochs, rows, copies = zip(*addresses, strict=True)
+        keys = sample_keys(self.seed, epochs, rows, copies)
+        numbers = torch.tensor(rows)
+        batch = {"keys": torch.from_numpy(keys), "labels": self.labels[numbers], "rows": numbers}
+        if not self.cached:
+            pictures = [
+                _cut(self.images[row][self.image_column], self.transform, key, f"row {row} of the training split")
+                for row, key in zip(rows, keys.tolist(), strict=True)
+            ]
+            batch["pixels"] = torch.stack(pictures)
+        return {**batch, "positions": torch.tensor(positions)}
+
+
+def _cut(image: Any, transform: TrainTransform, key: int, where: str) -> torch.Tensor:
+    """Decode one picture, cut and resize it: uint8 (C, h, w)."""
+    return transform.picture(read_rgb(image, where=where), key)
 
 
 def _checked_label(label: Any, split: IterableDataset, column: str, where: str) -> int:
@@ -137,7 +96,7 @@ def _checked_label(label: Any, split: IterableDataset, column: str, where: str) 
 
 
 class TrainStream(TorchIterableDataset):
-    """A streamed split, epoch after epoch, shuffled within a buffer; items as in `TrainRows`, rows counted.
+    """A streamed split, epoch after epoch, shuffled within a buffer; what `TrainRows` has one by one, rows counted.
 
     Args:
         first_position: samples of the run to pass over, undecoded, for resuming.
@@ -148,7 +107,7 @@ class TrainStream(TorchIterableDataset):
         split: IterableDataset,
         image_column: str,
         label_column: str,
-        transform: Callable,
+        transform: TrainTransform,
         seed: int,
         first_position: int = 0,
     ):
@@ -167,9 +126,9 @@ class TrainStream(TorchIterableDataset):
                     continue
                 where = f"sample {row} of epoch {epoch} of the training stream"
                 label = _checked_label(sample[self.label_column], self.split, self.label_column, where)
-                known = {"labels": label, "rows": row}
-                image = sample[self.image_column]
-                yield _augmented(known, self.transform, image, self.seed, Address(position, epoch, row), where)
+                key = int(sample_keys(self.seed, [epoch], [row], [0])[0])
+                pixels = _cut(sample[self.image_column], self.transform, key, where)
+                yield {"keys": key, "labels": label, "rows": row, "pixels": pixels, "positions": position}
             if row < 0:
                 raise ValueError(
                     "the training stream has no samples; expected at least 1; check the split and the source"
@@ -178,61 +137,60 @@ class TrainStream(TorchIterableDataset):
 
 
 class TrainCollator:
-    """Stack samples, and draw what is drawn for a batch (mixing, masks) from the positions in it."""
-
-    def __init__(self, draw: Callable[[list[int], int, int], dict[str, torch.Tensor]] | None):
-        self.draw = draw
-
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return `pixel_values` (B, C, H, W) float32, `labels` and `rows` (B,) int64, and the draws."""
-        positions = [sample.pop("positions") for sample in samples]
-        batch = default_collate(samples)
-        height, width = batch["pixel_values"].shape[-2:]
-        return batch if self.draw is None else {**batch, **self.draw(positions, height, width)}
-
-
-class FullBatches:
-    """Batches of row numbers, each row in its place, the last one repeated until the last batch is full.
+    """Stack samples that come one by one, and draw what is drawn for a batch (mixing, masks) from its positions.
 
     Args:
-        num_rows: rows of the split.
-        batch_size: rows a batch.
+        draw: of `vit_hf.data.mixing`, if anything is drawn.
+        size: (H, W).
     """
 
-    def __init__(self, num_rows: int, batch_size: int):
-        self.num_rows, self.batch_size = num_rows, batch_size
-        self.drop_last = False  # Accelerate reads it: every process gets as many batches, if need be from the start
+    def __init__(self, draw: Draw | None, size: tuple[int, int]):
+        self.draw, self.size = draw, size
 
-    def __len__(self) -> int:
-        return -(-self.num_rows // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(0, self.num_rows, self.batch_size):
-            yield [min(row, self.num_rows - 1) for row in range(start, start + self.batch_size)]
+    def __call__(self, samples: dict[str, torch.Tensor] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return what the samples have but for their positions, and the draws."""
+        batch = dict(samples) if isinstance(samples, dict) else default_collate(samples)
+        positions = batch.pop("positions").tolist()
+        return batch if self.draw is None else {**batch, **self.draw(positions, *self.size)}
 
 
 class EvaluationRows(TorchDataset):
-    """A split in its own order; items are decoded pictures that the collator hands to the image processor."""
+    """A split in its own order, by lists of row numbers.
 
-    def __init__(self, split: Dataset, image_column: str, label_column: str, name: str):
-        self.images, self.labels = split.select_columns([image_column]), list(split[label_column])
-        self.image_column, self.name = image_column, name
+    Args:
+        split: map-style.
+        image_column, label_column: of the split.
+        name: of the split, for errors.
+        pixels: of all rows, if they are cached.
+    """
+
+    def __init__(
+        self, split: Dataset, image_column: str, label_column: str, name: str, pixels: torch.Tensor | None = None
+    ):
+        self.images, self.labels = split.select_columns([image_column]), torch.tensor(split[label_column])
+        self.image_column, self.name, self.pixels = image_column, name, pixels
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        picture = read_image(self.images[row][self.image_column], where=f"row {row} of split {self.name}")
-        return {"image": to_rgb(picture), "labels": self.labels[row], "rows": row}
+    def __getitems__(self, rows: list[int]) -> dict[str, Any]:
+        """Return `images`, PIL pictures or uint8 (B, C, h, w); `labels` and `rows`, (B,) int64.
 
-    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
-        """Return the items of a batch; a row that fills it up is decoded once."""
-        items = {row: self[row] for row in dict.fromkeys(rows)}
-        return [items[row] for row in rows]
+        A row that fills a batch up is decoded once.
+        """
+        numbers = torch.tensor(rows)
+        known = {"labels": self.labels[numbers], "rows": numbers}
+        if self.pixels is not None:
+            return {"images": self.pixels.index_select(0, numbers), **known}
+        pictures = {row: self._picture(row) for row in dict.fromkeys(rows)}
+        return {"images": [pictures[row] for row in rows], **known}
+
+    def _picture(self, row: int) -> PIL.Image.Image:
+        return read_rgb(self.images[row][self.image_column], where=f"row {row} of split {self.name}")
 
 
 class EvaluationStream(TorchIterableDataset):
-    """A streamed split, once, its last sample repeated to fill the last batch; items as in `EvaluationRows`."""
+    """A streamed split, once, its last sample repeated to fill the last batch; `images`, `labels` and `rows`."""
 
     def __init__(self, split: IterableDataset, image_column: str, label_column: str, name: str, batch_size: int):
         self.split, self.image_column, self.label_column, self.name = split, image_column, label_column, name
@@ -250,45 +208,60 @@ class EvaluationStream(TorchIterableDataset):
         for row, sample in enumerate(self.split):
             where = f"sample {row} of split {self.name}"
             label = _checked_label(sample[self.label_column], self.split, self.label_column, where)
-            picture = read_image(sample[self.image_column], where=where)
-            yield {"image": to_rgb(picture), "labels": label, "rows": row}
+            picture = read_rgb(sample[self.image_column], where=where)
+            yield {"images": picture, "labels": label, "rows": row}
 
 
 class EvaluationCollator:
-    """Stack samples; the pictures go through the model's own image processor, or what stands in for it."""
+    """Hand the pictures of a batch to the model's own image processor, or to what stands in for it."""
 
     def __init__(self, processor: VitHfImageProcessor, to_pixels: Callable[[list[Any]], Any] | None = None):
         self.processor, self.to_pixels = processor, to_pixels
 
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, samples: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
         """Return `pixel_values`, float32 (B, C, H, W) or what was asked for, `labels` and `rows` (B,) int64."""
-        pictures = [sample["image"] for sample in samples]
+        if isinstance(samples, list):
+            numbers = {name: torch.tensor([sample[name] for sample in samples]) for name in ("labels", "rows")}
+            samples = {"images": [sample["images"] for sample in samples], **numbers}
+        images = samples.pop("images")
         if self.to_pixels is not None:
-            pixels = self.to_pixels(pictures)
+            pixels = self.to_pixels(_as_pictures(images))
+        elif isinstance(images, torch.Tensor):
+            pixels = process_batch(self.processor, images)
         else:
-            pixels = self.processor(pictures, return_tensors="pt")["pixel_values"]
-        numbers = {name: torch.tensor([sample[name] for sample in samples]) for name in ("labels", "rows")}
-        return {"pixel_values": pixels, **numbers}
+            pixels = self.processor(images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels, **samples}
 
 
-def _leave_requests_to_the_run(worker: int) -> None:
-    """Let a loader process pass over Ctrl-C, and over SIGTERM unless its own run sends it, which ends it so.
+def _as_pictures(images: Any) -> list[PIL.Image.Image]:
+    if isinstance(images, torch.Tensor):
+        return [PIL.Image.fromarray(pixels) for pixels in images.permute(0, 2, 3, 1).contiguous().numpy()]
+    return images
 
-    Terminals and schedulers send both to the whole group; the run ends its loader processes itself, once it has saved.
-    When it dies, they see that and end.
+
+def process_batch(processor: VitHfImageProcessor, pixels: torch.Tensor) -> torch.Tensor:
+    """Return what an image processor makes of RGB pictures of one size, each bit for bit as if it came alone.
+
+    A processor takes a batch apart, on a CPU each picture goes through all steps by itself: the cost of a call a
+    picture, 20 times the work on 32 x 32 pixels. The steps themselves take a batch, so here they are taken in its
+    order (`TorchvisionBackend._preprocess`), unless the class has others.
+
+    Args:
+        processor: of the model.
+        pixels: uint8 (B, C, h, w).
+
+    Returns:
+        `pixel_values` (B, C, H, W), float32.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
-        return
-    run = os.getppid()
-
-    def wait_for_the_run() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
-            pass
-        os._exit(0)
-
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=wait_for_the_run, daemon=True).start()
+    settings: Any = processor
+    if type(processor)._preprocess is not TorchvisionBackend._preprocess or settings.do_pad:
+        return processor(_as_pictures(pixels), return_tensors="pt")["pixel_values"]
+    if settings.do_resize:
+        pixels = processor.resize(pixels, size=settings.size, resample=settings.resample)
+    if settings.do_center_crop:
+        pixels = processor.center_crop(pixels, settings.crop_size)
+    steps = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    return processor.rescale_and_normalize(pixels, *(getattr(settings, name) for name in steps))
 
 
 def build_train_loader(
@@ -296,7 +269,7 @@ def build_train_loader(
     *,
     image_column: str,
     label_column: str,
-    transform: Callable,
+    transform: TrainTransform,
     batch_size: int,
     accumulation: int,
     num_steps: int,
@@ -304,18 +277,20 @@ def build_train_loader(
     workers: int,
     first_step: int = 0,
     repeats: int = 1,
-    draw: Callable[[list[int], int, int], dict[str, torch.Tensor]] | None = None,
-) -> DataLoader:
-    """Return the loader of a run from `first_step` on: `accumulation` batches a step.
+    draw: Draw | None = None,
+) -> tuple[DataLoader, Preparation]:
+    """Return the loader of a run from `first_step` on, `accumulation` batches a step, and what makes them ready.
 
-    Batches have `batch_size / accumulation` samples: `pixel_values` (B, C, H, W) float32, `labels` and `rows` (B,)
-    int64, and what `draw` (of `vit_hf.data.mixing`) gives for their positions. A streamed split gives batches without
-    end, has no `repeats`, and reads again, undecoded, what came before `first_step`.
+    Batches have `batch_size / accumulation` samples: `keys`, `labels` and `rows` (B,) int64, `pixels` (B, C, h, w)
+    uint8 unless they are cached, and what `draw` (of `vit_hf.data.mixing`) gives for their positions. A streamed split
+    gives batches without end, has no `repeats`, and reads again, undecoded, what came before `first_step`. Neither it
+    nor a split whose pixels are cached has `workers`.
     """
-    collate, pin = TrainCollator(draw), torch.cuda.is_available()
+    collate, pin = TrainCollator(draw, transform.size), torch.cuda.is_available()
     if isinstance(split, IterableDataset):
         stream = TrainStream(split, image_column, label_column, transform, seed, first_step * batch_size)
-        return DataLoader(stream, batch_size // accumulation, drop_last=True, collate_fn=collate, pin_memory=pin)
+        loader = DataLoader(stream, batch_size // accumulation, drop_last=True, collate_fn=collate, pin_memory=pin)
+        return loader, Preparation(transform, None)
     sampler = StepSampler(
         len(split),
         batch_size,
@@ -325,15 +300,19 @@ def build_train_loader(
         first_step=first_step,
         repeats=repeats,
     )
-    rows = TrainRows(split, image_column, label_column, transform, seed)
-    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin}
-    return DataLoader(
-        rows,
-        batch_sampler=sampler,
-        collate_fn=collate,
-        worker_init_fn=_leave_requests_to_the_run if workers else None,
-        **options,
-    )
+    pixels = cached_pixels(split, image_column)
+    rows = TrainRows(split, image_column, label_column, transform, seed, cached=pixels is not None)
+    options = _workers(workers, pixels)
+    options["persistent_workers"] = bool(options)
+    loader = DataLoader(rows, batch_sampler=sampler, collate_fn=collate, pin_memory=pin, **options)
+    return loader, Preparation(transform, pixels)
+
+
+def _workers(workers: int, pixels: torch.Tensor | None) -> dict[str, Any]:
+    """Return the options of a loader about its processes: none where the pixels are there already."""
+    if pixels is not None or workers == 0:
+        return {}
+    return {"num_workers": workers, "worker_init_fn": leave_requests_to_the_run}
 
 
 def build_evaluation_loader(
@@ -356,21 +335,17 @@ def build_evaluation_loader(
         name: of the split, for errors.
         processor: turns pictures into `pixel_values`.
         batch_size: pictures a batch, and where Accelerate splits batches of all processes together.
-        workers: processes that decode; none for a streamed split.
+        workers: processes that decode; none for a streamed split, or one whose pixels are cached.
         to_pixels: from RGB pictures to a tensor, or a list of tensors, (B, ...), in place of the processor.
 
     Returns:
-        Batches as in `build_train_loader`.
+        Batches of `pixel_values` (B, C, H, W) float32, or what `to_pixels` gives, `labels` and `rows` (B,) int64.
     """
     collate, pin = EvaluationCollator(processor, to_pixels), torch.cuda.is_available()
     if isinstance(split, IterableDataset):
         stream = EvaluationStream(split, image_column, label_column, name, batch_size)
         return DataLoader(stream, batch_size, collate_fn=collate, pin_memory=pin)
-    return DataLoader(
-        EvaluationRows(split, image_column, label_column, name),
-        batch_sampler=FullBatches(len(split), batch_size),
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_leave_requests_to_the_run if workers else None,
-    )
+    pixels = cached_pixels(split, image_column)
+    rows = EvaluationRows(split, image_column, label_column, name, pixels)
+    sampler = FullBatches(len(split), batch_size)
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=collate, pin_memory=pin, **_workers(workers, pixels))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .loading import seed_from
+from .order import seed_from
 from .transforms import Augmentation
 
 

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 
 from ..image_processing_vit_hf import to_rgb
 from .images import read_image
-from .loading import seed_from
+from .order import seed_from
 from .sources import ImageSource, fingerprint, load_source, split_off
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from rich.table import Table
 
 from ..data.loading import build_train_loader
 from ..data.pictures import Pictures, num_rows, open_pictures
+from ..data.preparation import moved
 from ..data.transforms import TrainTransform
 from ..image_processing_vit_hf import VitHfImageProcessor
 from .costs import PEAK_ERROR, Network, count_activations, count_flops, count_peak, random_batch
@@ -63,7 +64,7 @@ class Timing:
     """Without the warm-up."""
     seconds_per_step: float
     loading_seconds_per_step: float | None
-    """Of these, spent waiting for pictures; None where random ones stood in for the data."""
+    """Of these, spent waiting for pictures to be read, decoded, cut and resized; None where random ones stood in."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def plan_run(
     classes: int | None = None,
     timing: bool = True,
 ) -> Plan:
-    """Say what a run will cost; nothing is written.
+    """Say what a run will cost; nothing is written, but for the decoded pictures of `vit_hf.data.pixel_cache`.
 
     Args:
         recipe: what would be trained.
@@ -232,6 +233,7 @@ def _time(
         if recipe.optimization.ema_decay is not None:
             average = build_average(network.to(accelerator.device), recipe.optimization.ema_decay)
         task = TASKS[recipe.task](recipe, network)
+        source, prepare = _batches(recipe, network, processor, pictures, steps, task)
         optimizer = build_optimizer(network, recipe.optimization)
         schedule = build_schedule(optimizer, recipe.optimization, steps)
         model, optimizer = accelerator.prepare(network.train(), optimizer)
@@ -244,16 +246,17 @@ def _time(
             optimizer=optimizer,
             schedule=schedule,
             average=average,
+            prepare=prepare,
             say=lambda text: None,
         )
         loading = 0.0
 
         def batches() -> Iterator[Batch]:
             nonlocal loading
-            source = _batches(recipe, network, processor, pictures, steps, task)
+            given = iter(source)
             while True:
                 asked = time.perf_counter()
-                batch = next(source)
+                batch = next(given)
                 loading += time.perf_counter() - asked
                 yield batch
 
@@ -294,26 +297,24 @@ def _batches(
     pictures: Pictures | None,
     steps: StepPlan,
     task: Task,
-) -> Iterator[Batch]:
-    """Yield the device batches of one process, real ones or the same random one again and again."""
+) -> tuple[Iterable[Batch], Callable[[Batch, torch.device], Batch]]:
+    """Return the batches of one process, real ones or the same random one again and again, and what prepares them."""
     if pictures is None:
         pixels, labels = random_batch(network, steps.device_batch_size)
         drawn = {} if task.draw is None else task.draw(list(range(len(labels))), *pixels.shape[-2:])
-        yield from itertools.repeat({"pixel_values": pixels, "labels": labels, "rows": labels, **drawn})
-    else:
-        yield from build_train_loader(
-            pictures.train,
-            image_column=pictures.source.image_column,
-            label_column=pictures.source.label_column,
-            transform=TrainTransform(recipe.augmentation, processor),
-            batch_size=steps.device_batch_size * steps.accumulation,
-            accumulation=steps.accumulation,
-            num_steps=sys.maxsize // recipe.optimization.batch_size,  # as many as are asked for
-            seed=recipe.seed,
-            workers=recipe.workers,
-            repeats=recipe.augmentation.repeats,
-            draw=task.draw,
-        )
+        return itertools.repeat({"pixel_values": pixels, "labels": labels, "rows": labels, **drawn}), moved
+    return build_train_loader(
+        pictures.train,
+        **pictures.columns,
+        transform=TrainTransform(recipe.augmentation, processor),
+        batch_size=steps.device_batch_size * steps.accumulation,
+        accumulation=steps.accumulation,
+        num_steps=sys.maxsize // recipe.optimization.batch_size,  # as many as are asked for
+        seed=recipe.seed,
+        workers=recipe.workers,
+        repeats=recipe.augmentation.repeats,
+        draw=task.draw,
+    )
 
 
 # ---------------------------------------------------------------------------------------------- text

@@ -132,7 +132,8 @@ class Recipe:
     evaluation_batch_size: int = 256
     """Pictures a process scores at once."""
     workers: int = 0
-    """Processes that load and augment, beside each training process."""
+    """Processes that decode, cut and resize pictures, beside each training process. None is started for pictures that
+    all have one size and take at most 4 GiB decoded (their pixels are cached), nor for streamed ones."""
     cpu_threads: int | None = None
     """Threads that torch uses in each process on the CPU; None leaves torch's choice. For the smallest nets one thread
     is about as fast as two, and much faster when the machine has other work."""

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list
+from datasets import Dataset
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from ..data.loading import build_evaluation_loader, build_train_loader
 from ..data.pictures import Split, num_rows, open_pictures
+from ..data.pixel_cache import cached_pixels
 from ..data.transforms import TrainTransform
 from ..evaluation.scoring import Scores
 from .checkpoint import (
@@ -113,6 +115,9 @@ class Session:
                 with contextlib.suppress(OSError):
                     RunFolder(self.path, resume=True).close()  # removes what a kill at the very end has left
             return finished
+        for split in (pictures.train, pictures.validation, pictures.test):  # a full disk shows now, not hours later
+            if isinstance(split, Dataset):
+                cached_pixels(split, pictures.source.image_column)
         if checkpoint is None:
             model, self.processor = build_model(recipe, pictures.id2label)
         else:
@@ -139,7 +144,7 @@ class Session:
         optimizer = build_optimizer(model, recipe.optimization)
         self.schedule: LRScheduler = build_schedule(optimizer, recipe.optimization, plan)
         self.step = state["step"] if state else 0
-        loader = build_train_loader(
+        loader, prepare = build_train_loader(
             pictures.train,
             **pictures.columns,
             transform=TrainTransform(recipe.augmentation, self.processor),
@@ -166,6 +171,7 @@ class Session:
             optimizer=self.optimizer,
             schedule=self.schedule,
             average=self.average,
+            prepare=prepare,
             say=self.display.print,
         )
         if checkpoint is not None and state is not None:

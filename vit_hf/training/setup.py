@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 
 from ..checkpoints.load import load_model
 from ..configuration_vit_hf import VitHfConfig
-from ..data.loading import seed_from
+from ..data.order import seed_from
 from ..data.pictures import Pictures
 from ..image_processing_vit_hf import VitHfImageProcessor
 from ..modeling_vit_hf import VitHfPreTrainedModel

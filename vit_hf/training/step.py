@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from ..data.loading import seed_from
+from ..data.order import seed_from
 from .optim import StepPlan
 from .recipe import Recipe
 from .tasks import Batch, Task
@@ -48,11 +48,12 @@ class Stepper:
         optimizer: Any,
         schedule: LRScheduler,
         average: AveragedModel | None,
+        prepare: Callable[[Batch, torch.device], Batch],
         say: Callable[[str], None],
     ):
         self.recipe, self.plan, self.task, self.accelerator = recipe, plan, task, accelerator
         self.model, self.optimizer, self.schedule, self.average = model, optimizer, schedule, average
-        self.say = say
+        self.prepare, self.say = prepare, say
         self.pieces = 1  # into which a device batch is cut since it did not fit into memory
 
     def take(self, step: int, batches: Iterator[Batch], flags: Callable[[], list[bool]]) -> StepOutcome:
@@ -109,10 +110,8 @@ class Stepper:
             torch.manual_seed(
                 seed_from("step", self.recipe.seed, step, part * pieces + number, accelerator.process_index)
             )
-            piece = {
-                name: tensor[number * length : (number + 1) * length].to(accelerator.device, non_blocking=True)
-                for name, tensor in batch.items()
-            }
+            piece = {name: tensor[number * length : (number + 1) * length] for name, tensor in batch.items()}
+            piece = self.prepare(piece, accelerator.device)
             last = part == self.plan.accumulation - 1 and number == pieces - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 with accelerator.autocast():

@@ -23,6 +23,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from datasets import ClassLabel, Dataset, Image, IterableDataset
@@ -33,8 +34,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput, rotate_checkpoints
 
 from ..data.columns import check_labels, find_image_column, find_label_column
-from ..data.loading import build_evaluation_loader, build_train_loader, seed_from
+from ..data.loading import build_evaluation_loader, build_train_loader
+from ..data.order import seed_from
 from ..data.pictures import DataFields, Split, num_rows
+from ..data.preparation import Preparation
 from ..data.transforms import Augmentation, TrainTransform
 from ..evaluation.scoring import score
 from ..image_processing_vit_hf import VitHfImageProcessor
@@ -102,7 +105,9 @@ class VitHfTrainer(Trainer):
         self.augmentation, self.optimization = augmentation or Augmentation(), optimization
         self._wanted = {"image": image_column, "label": label_column}
         self._names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+        self._opened: WeakKeyDictionary[Split, tuple[Split, dict[str, Any]]] = WeakKeyDictionary()
         self._train_split = None if train_dataset is None else self._open(train_dataset, "train")
+        self._preparation: Preparation | None = None
         self.average: AveragedModel | None = None
         self.step_loss = 0.0
         """Mean loss of the latest step, or of its accumulated batches so far, in this process."""
@@ -151,7 +156,12 @@ class VitHfTrainer(Trainer):
         return max(round(self.args.num_train_epochs * self.steps_per_epoch), 1)
 
     def _open(self, dataset: Split, name: str) -> tuple[Split, dict[str, Any]]:
-        """Return a data set with undecoded images and checked labels, and its columns as keywords of the loaders."""
+        """Return a data set with undecoded images and checked labels, and its columns as keywords of the loaders.
+
+        Of a data set that comes again it is the same one, whose pixels are known then.
+        """
+        if dataset in self._opened:
+            return self._opened[dataset]
         if not isinstance(dataset, Dataset | IterableDataset):
             raise TypeError(
                 f"the {name} data is a {type(dataset).__name__}; expected a Dataset or IterableDataset of `datasets`; "
@@ -178,7 +188,8 @@ class VitHfTrainer(Trainer):
             )
         if isinstance(split, Dataset):
             check_labels({name: split}, label, where="the data")
-        return split, {"image_column": image, "label_column": label}
+        self._opened[dataset] = split, {"image_column": image, "label_column": label}
+        return self._opened[dataset]
 
     def get_train_dataloader(self) -> DataLoader:
         """Return this process's share of the whole run: accumulated batches, step after step."""
@@ -187,7 +198,7 @@ class VitHfTrainer(Trainer):
         split, columns = self._train_split
         accelerator = self.accelerator
         shares = 1 if accelerator.split_batches else accelerator.num_processes
-        loader = build_train_loader(
+        loader, self._preparation = build_train_loader(
             split,
             **columns,
             transform=TrainTransform(self.augmentation, self.processing_class),
@@ -199,7 +210,7 @@ class VitHfTrainer(Trainer):
             repeats=self.augmentation.repeats,
             draw=self.task.draw,
         )
-        return accelerator.prepare(loader)
+        return accelerator.prepare_data_loader(loader, device_placement=False)  # `_prepare_inputs` moves the batches
 
     def get_eval_dataloader(self, eval_dataset: str | Split | None = None) -> DataLoader:
         """Return this process's share of a split, in its order: the one given, or `eval_dataset`, or one of it."""
@@ -277,6 +288,17 @@ class VitHfTrainer(Trainer):
             raise FloatingPointError(self._not_finite(f"the loss is {loss.item()}", f", training rows {rows}"))
         self.step_loss += loss.item()
         return loss
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Augment a training batch on the device; an evaluation batch is ready."""
+        if self._preparation is not None and "keys" in inputs:
+            return self._preparation(inputs, self.args.device)
+        return super()._prepare_inputs(inputs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count as the stock Trainer does, which looks at pixels that a batch does not have yet."""
+        height, width = self.processing_class.image_hw
+        return 6 * len(inputs["rows"]) * 3 * height * width * self.model.num_parameters(exclude_embeddings=True)
 
     def compute_loss(
         self,

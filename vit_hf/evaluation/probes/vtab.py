@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Image
 
 from ...data.columns import find_image_column, label_values
-from ...data.loading import seed_from
+from ...data.order import seed_from
 from ...data.sources import ImageSource, read_source
 from ..bootstrap import percentile_interval, resample_means
 from .features import Features, FrozenModel, split_features

@@ -7,9 +7,12 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from ...data.loading import Address, StepSampler, TrainRows
+from ...data.loading import TrainRows
 from ...data.mixing import PairMixing, PatchMasking
+from ...data.order import Address, StepSampler
 from ...data.pictures import Columns
+from ...data.pixel_cache import cached_pixels
+from ...data.preparation import Preparation
 from ...data.transforms import TrainTransform
 from ...image_processing_vit_hf import VitHfImageProcessor
 from ...inspection.attention import model_view
@@ -63,26 +66,28 @@ class Preview:
 
     def __init__(self, rows: Dataset, columns: Columns, recipe: Recipe, processor: VitHfImageProcessor):
         transform = TrainTransform(recipe.augmentation, processor)
-        self.samples = TrainRows(rows, **columns, transform=transform, seed=recipe.seed)
+        pixels = cached_pixels(rows, columns["image_column"])
+        self.samples = TrainRows(rows, **columns, transform=transform, seed=recipe.seed, cached=pixels is not None)
+        self.preparation = Preparation(transform, pixels)
         self.rows, self.columns, self.recipe, self.processor = rows, columns, recipe, processor
 
     def versions(self) -> list[Versions]:
         """Return some pictures, of different classes as far as there are any, in several versions each."""
         chosen: dict[int, int] = {}
-        for row, label in enumerate(self.samples.labels):
+        for row, label in enumerate(self.samples.labels.tolist()):
             chosen.setdefault(label, row)
         labels = sorted(chosen)
         spread = np.unique(np.linspace(0, len(labels) - 1, min(PICTURES, len(labels))).round().astype(int))
         numbers = [chosen[labels[place]] for place in spread]
         plain = model_view(self.processor, pixels_of(self.rows, numbers, self.columns["image_column"], self.processor))
         return [
-            Versions(row, self.samples.labels[row], picture, self._augmented(row))
+            Versions(row, int(self.samples.labels[row]), picture, self._augmented(row))
             for row, picture in zip(numbers, plain, strict=True)
         ]
 
     def _augmented(self, row: int) -> list[Image.Image]:
-        pixels = [self.samples[Address(0, epoch, row)]["pixel_values"] for epoch in range(VERSIONS)]
-        return model_view(self.processor, torch.stack(pixels))
+        batch = self._prepared([Address(0, epoch, row) for epoch in range(VERSIONS)])
+        return model_view(self.processor, batch["pixel_values"])
 
     def mixes(self) -> list[Mix]:
         """Return the first pairs of the first step; [] where the recipe does not mix."""
@@ -90,25 +95,24 @@ class Preview:
         if not (augmentation.mixup_alpha or augmentation.cutmix_alpha):
             return []
         samples = self._first_samples(2 * MIXES)
-        pixels = torch.stack([sample["pixel_values"] for sample in samples])  # (B, C, H, W)
-        labels = [sample["labels"] for sample in samples]
+        pixels, labels = samples["pixel_values"], samples["labels"].tolist()  # (B, C, H, W)
         mixing = PairMixing(augmentation, num_classes=max(labels) + 1, seed=self.recipe.seed)
-        draws = mixing.draw([sample["positions"] for sample in samples], *pixels.shape[-2:])
-        mixed = model_view(self.processor, mixing.apply(pixels, torch.tensor(labels), draws)[0])
+        draws = mixing.draw(samples["positions"].tolist(), *pixels.shape[-2:])
+        mixed = model_view(self.processor, mixing.apply(pixels, samples["labels"], draws)[0])
         before = model_view(self.processor, pixels)
         return [
             Mix((before[i], before[i + 1]), mixed[i], (labels[i], labels[i + 1]), float(draws["mix_share"][i]))
-            for i in range(0, len(samples), 2)
+            for i in range(0, len(labels), 2)
         ]
 
     def masks(self, patch_hw: tuple[int, int]) -> list[Masked]:
         """Return the first pictures of the first step with what the model did not see of them in grey."""
         augmentation, samples = self.recipe.augmentation, self._first_samples(MIXES)
-        pixels = torch.stack([sample["pixel_values"] for sample in samples])  # (B, C, H, W)
+        pixels = samples["pixel_values"]  # (B, C, H, W)
         height, width = pixels.shape[-2:]
         masking = PatchMasking(ratio=augmentation.mask_ratio, mask_patch_size=augmentation.mask_patch_size,
                                patch_hw=patch_hw, seed=self.recipe.seed)  # fmt: skip
-        hidden = masking.draw([sample["positions"] for sample in samples], height, width)["bool_masked_pos"]
+        hidden = masking.draw(samples["positions"].tolist(), height, width)["bool_masked_pos"]
         found = []
         for picture, mask in zip(model_view(self.processor, pixels), hidden, strict=True):
             grid = mask.reshape(height // patch_hw[0], width // patch_hw[1]).numpy()
@@ -117,10 +121,13 @@ class Preview:
             found.append(Masked(picture, Image.fromarray(seen), float(mask.double().mean())))
         return found
 
-    def _first_samples(self, count: int) -> list[dict]:
+    def _first_samples(self, count: int) -> dict[str, torch.Tensor]:
         """Return the first samples of the run, augmented as they were."""
         optimization, repeats = self.recipe.optimization, self.recipe.augmentation.repeats
         sampler = StepSampler(len(self.rows), optimization.batch_size, num_steps=1, seed=self.recipe.seed,
                               repeats=repeats)  # fmt: skip
         first = next(iter(sampler))
-        return [self.samples[address] for address in first[: min(count, len(first) // 2 * 2)]]
+        return self._prepared(first[: min(count, len(first) // 2 * 2)])
+
+    def _prepared(self, addresses: list[Address]) -> dict[str, torch.Tensor]:
+        return self.preparation(self.samples.__getitems__(addresses), torch.device("cpu"))
