@@ -23,7 +23,13 @@ from vit_hf.sharing.hub import push, push_command
 from vit_hf.sharing.snapshot import is_allowed, snapshot
 from vit_hf.training.state import DamagedFolderError, check_folder, describe_files
 
-CODE = {"configuration_vit_hf.py", "files_vit_hf.py", "modeling_vit_hf.py", "image_processing_vit_hf.py"}
+CODE = {
+    "configuration_vit_hf.py",
+    "files_vit_hf.py",
+    "inference_vit_hf.py",
+    "modeling_vit_hf.py",
+    "image_processing_vit_hf.py",
+}
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "manifest.json", *CODE}
 REPO = "tester/tiny"
 RECEIPT = {"source": "timm", "origin": "x.safetensors", "files": [], "facts": [], "tensors": []}
@@ -787,7 +793,7 @@ value = [codes, printed.getvalue()]
 """)
     assert printed[0] == [0, 0]
     for words in (f"{hub.url}/tester/tiny (public)", f"commit {hub.log(REPO)[0][0]}", "vit-hf pull tester/tiny tiny",
-                  "from_pretrained('tester/tiny", f"{tmp_path / 'out'}: 9 files"):  # fmt: skip
+                  "from_pretrained('tester/tiny", f"{tmp_path / 'out'}: 10 files"):  # fmt: skip
         assert words in printed[1], printed[1]
     check_folder(tmp_path / "out")
 

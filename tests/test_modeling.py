@@ -1023,8 +1023,6 @@ def test_autocast_stays_near_float32_and_trains_in_float32(tiny, randomise):
 
 def test_pictures_of_another_dtype_are_cast_to_that_of_the_weights(tiny, randomise):
     model = randomise(VitHfForImageClassification(tiny()))
-    pixels = torch.randint(0, 255, (2, 3, 16, 24), dtype=torch.uint8)
-    close(model(pixels).logits, model(pixels.float()).logits, 0)
     close(model(images().double()).logits, model(images()).logits, 0)
 
 

@@ -70,7 +70,13 @@ def run(tmp_path_factory):
 def test_the_run_folder_is_a_model_repo_with_its_records(run):
     names = {path.name for path in run.output.iterdir()}
     model = {"config.json", "model.safetensors", "preprocessor_config.json", "manifest.json"}
-    code = {"configuration_vit_hf.py", "files_vit_hf.py", "modeling_vit_hf.py", "image_processing_vit_hf.py"}
+    code = {
+        "configuration_vit_hf.py",
+        "files_vit_hf.py",
+        "inference_vit_hf.py",
+        "modeling_vit_hf.py",
+        "image_processing_vit_hf.py",
+    }
     records = {"recipe.yaml", "run.json", "results.json", "metrics.jsonl", "tensorboard", "checkpoints"}
     records |= {"learning_curves.png", "predictions.parquet"}
     assert names == model | code | records

@@ -255,6 +255,7 @@ class VitHfPatchEmbeddings(nn.Module):
     def __init__(self, config: VitHfConfig):
         super().__init__()
         self.num_channels, self.patch_hw = config.num_channels, config.patch_hw
+        self.takes_uint8 = False  # whether the image processor's normalisation is part of the projection
         self.stem = None if config.resnet_stem_layers is None else VitHfResNetStem(config)
         channels = config.num_channels if self.stem is None else self.stem.out_channels
         kernel = (self.patch_hw[0] // config.stem_stride, self.patch_hw[1] // config.stem_stride)
@@ -280,6 +281,10 @@ class VitHfPatchEmbeddings(nn.Module):
                 f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, {self.num_channels}, height, "
                 "width): prepare images with the model's image processor"
             )
+        if (pixel_values.dtype == torch.uint8) != self.takes_uint8:
+            expected = "uint8, as the model was prepared" if self.takes_uint8 else "float, from the image processor"
+            raise ValueError(f"pixel_values are {pixel_values.dtype}; expected {expected}")
+        pixel_values = pixel_values.to(self.projection.weight.dtype)
         if self.stem is not None:
             pixel_values = self.stem(pixel_values)
         return self.projection(pixel_values).flatten(2).transpose(1, 2)  # (B, h*w, D)
@@ -342,7 +347,7 @@ class VitHfEmbeddings(nn.Module):
         interpolate_pos_encoding: bool = False,
     ) -> torch.Tensor:
         positions = self.positions((pixel_values.shape[-2], pixel_values.shape[-1]), interpolate_pos_encoding)
-        patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))  # (B, h*w, D)
+        patches = self.patch_embeddings(pixel_values)  # (B, h*w, D)
         batch = patches.shape[0]
         if bool_masked_pos is not None:
             if self.mask_token is None:
@@ -427,20 +432,25 @@ class VitHfAttention(nn.Module):
         width = hidden_states.shape[-1]
         if num_queries is None:
             qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, N, 3, A, K)
-            query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, A, N, K)
+            query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, A, N, K)
         else:
             query = self._project(hidden_states[:, :num_queries], slice(0, width)).transpose(1, 2)  # (B, A, Q, K)
             key_value = self._project(hidden_states, slice(width, 3 * width))  # (B, N, 2*A, K)
             key, value = key_value.transpose(1, 2).chunk(2, dim=1)  # each (B, A, N, K)
+        mixed, weights = self.attend(query, key, value, **kwargs)
+        return self.output(mixed.flatten(2)), weights  # (B, Q, D), (B, A, Q, N)
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Mix values (B, A, N, K) by the backend of the config; returns (B, Q, A, K) and the weights or None."""
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         attend: Callable = eager_attention_forward
-        if not kwargs.get("output_attentions"):  # no other backend forms the weights
+        if not kwargs.pop("output_attentions", None):  # no other backend forms the weights
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        kwargs.pop("output_attentions", None)
         dropout = self.dropout if self.training else 0.0
-        mixed, weights = attend(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
-        return self.output(mixed.flatten(2)), weights  # (B, Q, D), (B, A, Q, N)
+        return attend(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
 
     def _project(self, hidden_states: torch.Tensor, rows: slice) -> torch.Tensor:
         """Apply some rows of the fused projection; returns (B, tokens, rows/K, K)."""
@@ -609,6 +619,28 @@ class VitHfPreTrainedModel(PreTrainedModel):
         """The `VitHfModel` inside, or the model itself."""
         return cast(VitHfModel, getattr(self, self.base_model_prefix, self))
 
+    def prepare_for_inference(self, image_processor=None):
+        """Rewrite the network in place, so that the same logits take less time; it can then not be trained or saved.
+
+        What is done stands in `inference_vit_hf.py`. On a CPU the weights are packed for its matrix product, in the
+        dtype that the model has now, float32 or bfloat16; it can then not be moved.
+
+        Args:
+            image_processor: the model's own; its rescaling and normalisation become part of the patch projection, and
+                `pixel_values` are uint8 (B, C, H, W) from then on: `image_processor(pictures, do_rescale=False,
+                do_normalize=False, return_tensors="pt")`. None keeps normalised float pixels.
+
+        Returns:
+            The model itself, in evaluation mode, without gradients.
+
+        Raises:
+            ValueError: it is prepared already, or the image processor cannot be folded in; it is unchanged.
+        """
+        from .inference_vit_hf import prepare_for_inference
+
+        prepare_for_inference(self, image_processor)
+        return self
+
     @torch.no_grad()
     def set_image_size(
         self, image_size: int | tuple[int, int] | list[int], patch_size: int | tuple[int, int] | list[int] | None = None
@@ -663,7 +695,13 @@ class VitHfPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: the folder cannot be written, or a file in it is a link to another place.
+            ValueError: the model was prepared for inference.
         """
+        if self.encoder.is_prepared:
+            raise ValueError(
+                "a model that was prepared for inference has other weights than its class and cannot be saved; save "
+                "the model as it was loaded"
+            )
         links = [
             name for name in _written_by(self, save_directory) if os.path.islink(os.path.join(save_directory, name))
         ]
@@ -845,7 +883,7 @@ class VitHfPreTrainedModel(PreTrainedModel):
 def _written_by(model: "VitHfPreTrainedModel", folder: str | os.PathLike) -> list[str]:
     """Return the names of the files in a folder that saving a model writes."""
     kinds = (type(model), VitHfPreTrainedModel, VitHfConfig, update_manifest)
-    code = {f"{kind.__module__.rpartition('.')[2]}.py" for kind in kinds}
+    code = {"inference_vit_hf.py", *(f"{kind.__module__.rpartition('.')[2]}.py" for kind in kinds)}
     found = os.listdir(folder) if os.path.isdir(folder) else []
     return sorted(name for name in found if name in {*code, "config.json"} or re.fullmatch(WEIGHT_FILES, name))
 
@@ -861,6 +899,7 @@ class VitHfModel(VitHfPreTrainedModel):
         self.layers = nn.ModuleList([VitHfLayer(config, rate) for rate in rates])
         self.norm = None if config.fc_norm else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = VitHfPooler(config) if add_pooling_layer else None
+        self.is_prepared = False  # for inference
         self.post_init()
 
     @merge_with_config_defaults

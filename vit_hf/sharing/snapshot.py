@@ -20,7 +20,13 @@ from safetensors import SafetensorError, safe_open
 from ..training.state import MANIFEST, describe_files
 from .card import eval_result_files, render_card
 
-CODE = ("configuration_vit_hf.py", "files_vit_hf.py", "modeling_vit_hf.py", "image_processing_vit_hf.py")
+CODE = (
+    "configuration_vit_hf.py",
+    "files_vit_hf.py",
+    "inference_vit_hf.py",
+    "modeling_vit_hf.py",
+    "image_processing_vit_hf.py",
+)
 RECORDS = ("recipe.yaml", "run.json", "results.json", "receipt.json")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _NAMES = frozenset(

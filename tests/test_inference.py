@@ -1,0 +1,221 @@
+"""Preparing a model for inference: the same logits, and clear words for what is no longer possible."""
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from vit_hf import (
+    VitHfConfig,
+    VitHfForImageClassification,
+    VitHfForMaskedImageModeling,
+    VitHfImageProcessor,
+    VitHfModel,
+)
+
+SMALL = {
+    "image_size": [16, 24],
+    "patch_size": 4,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "num_labels": 7,
+}
+FAMILY = [
+    {},
+    {"hidden_act": "gelu"},
+    {"hidden_act": "quick_gelu"},
+    {"hidden_act": "swiglu"},
+    {"pooling": "gap"},
+    {"pooling": "map"},
+    {"pooling": "gap", "class_token": True, "fc_norm": True},
+    {"representation_size": 16},
+    {"num_register_tokens": 3, "layer_scale_init": 0.3, "qk_norm": True, "drop_path_rate": 0.2},
+    {"distilled": True, "num_register_tokens": 1, "prefix_positions": "all"},
+    {"qkv_bias": False, "patch_bias": False, "embedding_norm": True},
+    {"position_embedding": "sincos2d", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
+    {"num_hidden_layers": 1},
+    {"attn_implementation": "eager"},
+]
+
+
+def random_model(kind=VitHfForImageClassification, **fields):
+    """A network whose every parameter matters."""
+    torch.manual_seed(0)
+    attention = fields.pop("attn_implementation", None)
+    config = VitHfConfig(**{**SMALL, **fields})
+    if attention:
+        config._attn_implementation = attention
+    model = kind(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def pixels(batch=5, seed=1):
+    return torch.rand(batch, 3, 16, 24, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.mark.parametrize("fields", FAMILY, ids=str)
+def test_a_prepared_classifier_gives_the_same_logits(fields):
+    model, x = random_model(**fields), pixels()
+    with torch.no_grad():
+        expected = model(x).logits
+    prepared = copy.deepcopy(model).prepare_for_inference()
+    for rows in (slice(0, 5), slice(2, 3)):  # packed for no batch size in particular
+        torch.testing.assert_close(prepared(x[rows]).logits, expected[rows], rtol=0, atol=1e-5)
+    assert expected.std() > 0.1  # of weights that say something
+
+
+@pytest.mark.parametrize("fields", [{}, {"layer_scale_init": 0.5}, {"pooling": "gap"}], ids=str)
+def test_tokens_hidden_states_and_pooled_output_stay(fields):
+    model, x = random_model(VitHfModel, **fields), pixels()
+    with torch.no_grad():
+        expected = model(x, output_hidden_states=True)
+        found = copy.deepcopy(model).prepare_for_inference()(x, output_hidden_states=True)
+    assert len(found.hidden_states) == len(expected.hidden_states) == 4
+    for name in ("last_hidden_state", "pooler_output", "hidden_states"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-5)
+
+
+def test_a_model_for_masked_images_reconstructs_the_same():
+    model, x = random_model(VitHfForMaskedImageModeling), pixels()
+    mask = torch.rand(5, 24, generator=torch.Generator().manual_seed(3)) < 0.5
+    with torch.no_grad():
+        expected = model(x, mask)
+    found = model.prepare_for_inference()(x, mask)
+    torch.testing.assert_close(found.reconstruction, expected.reconstruction, rtol=0, atol=1e-5)
+
+
+def test_bfloat16_rounds_no_worse_than_the_plain_model():
+    model, x = random_model(), pixels(16)
+    with torch.no_grad():
+        exact, plain = model(x).logits, copy.deepcopy(model).bfloat16()(x).logits.float()
+    found = copy.deepcopy(model).bfloat16().prepare_for_inference()(x).logits.float()
+    assert (found - exact).abs().mean() < 1.5 * (plain - exact).abs().mean()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("fields", [{}, {"patch_bias": False}], ids=str)
+def test_pictures_go_in_as_uint8(options, fields):
+    model = random_model(**fields)
+    processor = VitHfImageProcessor(size={"height": 16, "width": 24}, **options)
+    random = np.random.default_rng(0)
+    pictures = [PIL.Image.fromarray(random.integers(0, 256, (20, 30, 3), dtype=np.uint8)) for _ in range(3)]
+    with torch.no_grad():
+        expected = model(**processor(pictures, return_tensors="pt")).logits
+    raw = processor(pictures, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+    assert raw.dtype == torch.uint8
+    prepared = model.prepare_for_inference(processor)
+    torch.testing.assert_close(prepared(raw).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_pixels_of_the_wrong_kind_are_refused():
+    raw = torch.zeros(1, 3, 16, 24, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"pixel_values are torch.uint8; expected float, from the image processor"):
+        random_model()(raw)
+    prepared = random_model().prepare_for_inference(VitHfImageProcessor())
+    with pytest.raises(ValueError, match=r"pixel_values are torch.float32; expected uint8"):
+        prepared(raw.float())
+
+
+def test_what_cannot_be_folded_is_refused_and_nothing_changes():
+    stem = random_model(resnet_stem_layers=[1], resnet_stem_width=32, patch_size=4)
+    with pytest.raises(ValueError, match="ResNet stem"):
+        stem.prepare_for_inference(VitHfImageProcessor())
+    masked = random_model(VitHfForMaskedImageModeling)
+    with pytest.raises(ValueError, match="masked images"):
+        masked.prepare_for_inference(VitHfImageProcessor())
+    model = random_model()
+    grey = VitHfImageProcessor(image_mean=[0.5], image_std=[0.5])
+    with pytest.raises(ValueError, match="normalises 1 channels, the model takes 3"):
+        model.prepare_for_inference(grey)
+    for other in (stem, masked, model):
+        other.train().prepare_for_inference()  # was not prepared
+
+
+def test_a_stem_is_packed_too():
+    model, x = random_model(resnet_stem_layers=[1, 1], resnet_stem_width=32, patch_size=8), pixels()
+    with torch.no_grad():
+        expected = model(x).logits
+    torch.testing.assert_close(model.prepare_for_inference()(x).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_another_image_size_is_resampled_as_before():
+    model, x = random_model(), torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        expected = model(x, interpolate_pos_encoding=True).logits
+    found = model.prepare_for_inference()(x, interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_what_a_prepared_model_cannot_do_is_said(tmp_path):
+    model = random_model().prepare_for_inference()
+    with pytest.raises(ValueError, match=r"prepared .* already"):
+        model.prepare_for_inference()
+    with pytest.raises(ValueError, match=r"cannot be saved; save the model as it was loaded"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(RuntimeError, match=r"cannot be trained; load it again"):
+        model.train()
+    with pytest.raises(RuntimeError, match=r"stays on the CPU in torch.float32"):
+        model.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"gives no attention maps"):
+        model(pixels(), output_attentions=True)
+    assert model.eval().to("cpu") is model  # no move at all
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_copy_of_a_prepared_model_stands_alone():
+    model, x = random_model().prepare_for_inference(), pixels()
+    copied = copy.deepcopy(model)
+    expected = model(x).logits
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+    torch.testing.assert_close(copied(x).logits, expected, rtol=0, atol=0)
+
+
+def test_without_packed_products_layer_scale_is_folded(monkeypatch):
+    monkeypatch.setattr("vit_hf.inference_vit_hf._can_pack", lambda weight: False)
+    model, x = random_model(layer_scale_init=0.3), pixels()
+    with torch.no_grad():
+        expected = model(x).logits
+    prepared = model.prepare_for_inference()
+    assert all(layer.scale1.scale is None and layer.scale2.scale is None for layer in prepared.vit.layers)
+    torch.testing.assert_close(prepared(x).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_a_model_loaded_as_remote_code_can_be_prepared(tmp_path):
+    random_model().save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "inference_vit_hf.py").is_file()
+    script = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForImageClassification as Auto\n"
+        "model = Auto.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
+        "x = torch.linspace(-1, 1, 3 * 16 * 24).view(1, 3, 16, 24)\n"
+        "with torch.no_grad(): before = model(x).logits\n"
+        "after = model.prepare_for_inference()(x).logits\n"
+        "assert (before - after).abs().max() < 1e-5 and before.std() > 0.1\n"
+        "assert 'vit_hf' not in sys.modules\n"
+    )
+    environment = {"HF_HOME": str(tmp_path / "cache"), "PATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "model")],
+        capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,186 @@
+"""The same network in less time, for inference only: what `prepare_for_inference` of a model does to it.
+
+Exact in the maths, so that logits differ by rounding alone (below 1e-5 in float32):
+
+- the factors of LayerScale go into the rows of the product before them;
+- rescaling and normalisation of the image processor go into the patch projection, which then takes uint8 pixels;
+- on a CPU the weights of the blocks are laid out once as oneDNN reads them, and its product adds the bias, applies GELU
+  and adds the residual while it writes the result (torch's own inductor uses these operators, torch
+  `_inductor/fx_passes/mkldnn_fusion.py`). Otherwise each is a pass over memory of its own.
+
+Shapes: B batch, N tokens, Q query tokens, D width, A heads, K head dim, C channels.
+"""
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from .modeling_vit_hf import VitHfLayer, VitHfPreTrainedModel
+
+_FUSED = {"gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh")}  # hidden_act -> oneDNN's name and form
+
+
+class VitHfPackedLinear(nn.Module):
+    """A linear layer laid out for oneDNN, on the CPU, without gradients.
+
+    Args:
+        linear: float32 or bfloat16; it is not kept.
+        rows: the outputs that are wanted.
+        scale: (outputs,): a factor on each output, or None.
+        activation: name in the config of a GELU to apply to the output, or None.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        *,
+        rows: slice = slice(None),
+        scale: torch.Tensor | None = None,
+        activation: str | None = None,
+    ):
+        super().__init__()
+        weight, bias = linear.weight.detach()[rows], None if linear.bias is None else linear.bias.detach()[rows]
+        if scale is not None:
+            weight, bias = weight * scale[:, None], None if bias is None else bias * scale
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self.bias = None if bias is None else bias.clone()
+        self.activation, self.form = _FUSED.get(activation or "", ("none", ""))
+
+    def __deepcopy__(self, memo: dict) -> "VitHfPackedLinear":
+        return self  # nothing in it ever changes
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Return x @ weight.T + bias, activated, or with (..., outputs) `residual` added."""
+        product = torch.ops.mkldnn._linear_pointwise
+        if residual is not None:
+            return product.binary(x.contiguous(), residual.contiguous(), self.weight, self.bias, "add")
+        return product(x.contiguous(), self.weight, self.bias, self.activation, [], self.form)
+
+
+class VitHfPackedLayer(VitHfLayer):
+    """An encoder block of packed products; a `VitHfLayer` becomes one, and keeps its hooks."""
+
+    projections: nn.ModuleList
+    """One for query, key and value, or one for the query and one for key and value."""
+    output: VitHfPackedLinear
+    fc1: VitHfPackedLinear
+    fc2: VitHfPackedLinear
+    activation: nn.Module
+    dtype: torch.dtype
+
+    @classmethod
+    def convert(cls, layer: VitHfLayer, *, shortcut: bool) -> None:
+        """Pack a block in place; `shortcut`: whether it may be asked for its first tokens only."""
+        attention, mlp, scales = layer.attention, layer.mlp, (layer.scale1.scale, layer.scale2.scale)
+        width, activation = mlp.fc2.out_features, attention.config.hidden_act
+        layer.__class__ = cls
+        packed = cast(VitHfPackedLayer, layer)
+        packed.dtype = mlp.fc2.weight.dtype
+        rows = (slice(0, width), slice(width, 3 * width)) if shortcut else (slice(None),)
+        packed.projections = nn.ModuleList([VitHfPackedLinear(attention.qkv, rows=part) for part in rows])
+        packed.output = VitHfPackedLinear(attention.output, scale=scales[0])
+        packed.fc1 = VitHfPackedLinear(mlp.fc1, activation=activation)
+        packed.activation = nn.Identity() if activation in _FUSED else mlp.activation
+        packed.fc2 = VitHfPackedLinear(mlp.fc2, scale=scales[1])
+        del attention.qkv, attention.output, layer.mlp, layer.scale1, layer.scale2
+
+    def forward(self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs) -> torch.Tensor:
+        """As `VitHfLayer.forward`; no attention maps."""
+        if kwargs.get("output_attentions"):
+            raise ValueError(
+                "a model that was prepared for inference gives no attention maps; load it again without "
+                "prepare_for_inference"
+            )
+        normed, heads = self.norm1(hidden_states), (-1, self.attention.head_dim)
+        hidden_states = hidden_states[:, :num_queries]  # (B, Q, D)
+        if len(self.projections) == 1:
+            parts = self.projections[0](normed).unflatten(-1, (3, *heads)).unbind(2)  # each (B, N, A, K)
+        else:
+            query, key_value = self.projections
+            parts = (
+                query(normed[:, :num_queries]).unflatten(-1, heads),  # (B, Q, A, K)
+                *key_value(normed).unflatten(-1, (2, *heads)).unbind(2),  # each (B, N, A, K)
+            )
+        mixed, _ = self.attention.attend(*(part.transpose(1, 2) for part in parts), **kwargs)  # (B, Q, A, K)
+        hidden_states = self.output(mixed.flatten(2), hidden_states)  # (B, Q, D)
+        return self.fc2(self.activation(self.fc1(self.norm2(hidden_states))), hidden_states)
+
+    def train(self, mode: bool = True) -> "VitHfPackedLayer":
+        """Refuse training; evaluation is what it does."""
+        if mode:
+            raise RuntimeError("a model that was prepared for inference cannot be trained; load it again")
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        """Refuse to move or to change dtype, which packed weights cannot; a move to where it lies changes nothing."""
+        moved = fn(torch.empty(0, dtype=self.dtype))
+        if moved.device.type != "cpu" or moved.dtype != self.dtype:
+            raise RuntimeError(
+                f"a model that was prepared for inference stays on the CPU in {self.dtype}; load it again, move it, "
+                "and prepare it then"
+            )
+        return super()._apply(fn, recurse)
+
+
+@torch.no_grad()
+def prepare_for_inference(model: VitHfPreTrainedModel, image_processor=None) -> None:
+    """Rewrite a network in place; see `VitHfPreTrainedModel.prepare_for_inference`."""
+    encoder = model.encoder
+    if encoder.is_prepared:
+        raise ValueError("the model is prepared for inference already; load it again to prepare it otherwise")
+    if image_processor is not None:
+        _take_uint8(model, image_processor)
+    model.eval().requires_grad_(False)
+    layers = cast(list[VitHfLayer], list(encoder.layers))
+    packed = _can_pack(layers[0].mlp.fc2.weight)
+    for index, layer in enumerate(layers):
+        if packed:
+            shortcut = index == len(layers) - 1 and model.config.pooling == "cls"
+            VitHfPackedLayer.convert(layer, shortcut=shortcut)
+        else:
+            for linear, branch in ((layer.attention.output, layer.scale1), (layer.mlp.fc2, layer.scale2)):
+                if branch.scale is not None:
+                    linear.weight.mul_(branch.scale[:, None])
+                    linear.bias.mul_(branch.scale)
+                    branch.scale = None
+    encoder.is_prepared = True
+
+
+def _can_pack(weight: torch.Tensor) -> bool:
+    """Whether this build of torch, on this machine, has oneDNN's product for weights like these."""
+    here = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if not here or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def _take_uint8(model: VitHfPreTrainedModel, image_processor) -> None:
+    """Fold (pixel * rescale - mean) / std into the patch projection, worked out in float64."""
+    patches, config = model.encoder.embeddings.patch_embeddings, model.config
+    if patches.stem is not None:
+        raise ValueError(
+            "the image processor cannot be folded into a ResNet stem, which pads with zeros between its layers; "
+            "leave out image_processor, and hand normalised pixel_values to the model"
+        )
+    if model.encoder.embeddings.mask_token is not None:
+        raise ValueError("a model for masked images compares with normalised pixels; leave out image_processor")
+    ones, zeros = [1.0] * config.num_channels, [0.0] * config.num_channels
+    mean, std = (image_processor.image_mean, image_processor.image_std) if image_processor.do_normalize else (
+        zeros, ones)  # fmt: skip
+    if len(mean) != config.num_channels or len(std) != config.num_channels:
+        raise ValueError(
+            f"the image processor normalises {len(mean)} channels, the model takes {config.num_channels}; expected the "
+            "processor that was saved with the model"
+        )
+    factor = image_processor.rescale_factor if image_processor.do_rescale else 1.0
+    old = patches.projection
+    shift, divisor = (torch.tensor(values, dtype=torch.float64, device="cpu").view(-1, 1, 1) for values in (mean, std))
+    kernel = old.weight.to("cpu", torch.float64)  # (D, C, h, w)
+    bias = torch.zeros(len(kernel), dtype=torch.float64) if old.bias is None else old.bias.to("cpu", torch.float64)
+    new = nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, stride=old.stride, bias=True)  # type: ignore[arg-type]
+    new.weight = nn.Parameter((kernel * (factor / divisor)).to(old.weight))
+    new.bias = nn.Parameter((bias - (kernel * (shift / divisor)).sum(dim=(1, 2, 3))).to(old.weight))
+    patches.projection, patches.takes_uint8 = new, True
