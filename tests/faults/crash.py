@@ -13,7 +13,17 @@ from vit_hf.training.checkpoint import newest_checkpoint
 from vit_hf.training.state import DamagedFolderError
 
 from . import harness, trial
-from .harness import Session, Tally, checkpoint_path, difference, finish, published, small, valid
+from .harness import (
+    Session,
+    Tally,
+    checkpoint_path,
+    difference,
+    finish,
+    published,
+    small,
+    valid,
+    with_loader_processes,
+)
 
 DAMAGE = ("flip", "truncate", "remove")
 
@@ -247,7 +257,7 @@ def two_writers(folder: Path) -> Tally:
 def killed_with_workers(folder: Path) -> Tally:
     """A run killed with its loader processes alive is resumed at once, though they still hold its lock (5 and 9)."""
     tally = Tally()
-    recipe = small(workers=2, optimization__max_steps=6, optimization__batch_size=8)
+    recipe = with_loader_processes(optimization__max_steps=6, optimization__batch_size=8)
     reference = finish(folder, recipe, name="reference").output
     session = Session(folder, recipe)
     session.wait_until(lambda session: session.published > 1)

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import math
 import multiprocessing
@@ -25,9 +26,12 @@ from typing import Any
 from unittest import mock
 
 import torch
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 
 from vit_hf import Recipe, get_recipe
+from vit_hf.data.images import read_image
+from vit_hf.data.sources import load_source, progress_bars_on_terminals_only
 
 from .trial import Fault, Trial, run
 
@@ -58,6 +62,29 @@ def small(**overrides: Any) -> Recipe:
     """Return a recipe of 6 steps of 24 pictures, 4 of which are an epoch of 96; "__" stands for the dot."""
     changes = {name.replace("__", "."): value for name, value in overrides.items()}
     return get_recipe("digits").override({**SMALL, **changes})
+
+
+def with_loader_processes(**overrides: Any) -> Recipe:
+    """Return such a recipe whose pictures two loader processes decode, as they have two sizes."""
+    return small(workers=2, data__source=two_sizes(), **overrides)
+
+
+@functools.cache
+def two_sizes() -> str:
+    """Return a folder of the digits, every fifth one a row taller, for this process and what it starts."""
+    folder = Path(tempfile.mkdtemp(prefix="vit-hf-faults-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    splits = {}
+    for name, split in load_source("digits").splits.items():
+        images = []
+        for row, image in enumerate(split["image"]):
+            picture, buffer = read_image(image, where=name), io.BytesIO()
+            picture.crop((0, 0, 8, 8 + (row % 5 == 0))).save(buffer, format="PNG")
+            images.append({"bytes": buffer.getvalue(), "path": None})
+        splits[name] = Dataset.from_dict({"image": images, "label": split["label"]}, features=split.features)
+    with progress_bars_on_terminals_only():
+        DatasetDict(splits).save_to_disk(folder / "digits")
+    return str(folder / "digits")
 
 
 @dataclass
@@ -93,6 +120,7 @@ def _server() -> multiprocessing.context.ForkServerContext:
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "FAULTS_WARM_UP": str(folder / "warm"),
+        "VIT_HF_CACHE": os.environ.get("VIT_HF_CACHE", str(folder / "cache")),
     }
     with mock.patch.dict(os.environ, environment):
         forkserver.ensure_running()

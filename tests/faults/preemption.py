@@ -10,7 +10,17 @@ from vit_hf.training.interruption import EXIT_INTERRUPTED
 
 from . import trial
 from .crash import check_result, check_what_is_left
-from .harness import Session, Tally, checkpoint_path, finish, published, ranks, small, valid
+from .harness import (
+    Session,
+    Tally,
+    checkpoint_path,
+    finish,
+    published,
+    ranks,
+    small,
+    valid,
+    with_loader_processes,
+)
 
 _NO_CHECKPOINTS = {"checkpoint_steps": None, "checkpoint_minutes": 60.0}  # but for those that are asked for
 
@@ -119,7 +129,7 @@ def requests_that_are_not_waited_for(folder: Path, *, points: tuple[int, ...] = 
 def requests_to_the_whole_group(folder: Path, *, steps: tuple[int | None, ...] = (3, None)) -> Tally:
     """SIGTERM or Ctrl-C to the run and its loader processes at once, as terminals and schedulers do (11 and 14)."""
     tally = Tally()
-    recipe = small(workers=2, optimization__batch_size=12, **_NO_CHECKPOINTS)
+    recipe = with_loader_processes(optimization__batch_size=12, **_NO_CHECKPOINTS)
     reference = finish(folder, recipe, name="reference").output
     for kind in (signal.SIGTERM, signal.SIGINT):
         for step in steps:

@@ -13,7 +13,18 @@ from pathlib import Path
 
 from . import trial
 from .crash import check_result, check_what_is_left
-from .harness import Session, Tally, checkpoint_path, finish, finite, published, ranks, small, tensor_difference
+from .harness import (
+    Session,
+    Tally,
+    checkpoint_path,
+    finish,
+    finite,
+    published,
+    ranks,
+    small,
+    tensor_difference,
+    with_loader_processes,
+)
 
 _EXIT_HUNG = 70
 _ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +123,7 @@ def killed_loaders(folder: Path, *, seed: int = 0, kills: int = 3) -> Tally:
     import random
 
     generator, tally = random.Random(seed), Tally()
-    recipe = small(workers=2, optimization__batch_size=12, optimization__max_steps=8)
+    recipe = with_loader_processes(optimization__batch_size=12, optimization__max_steps=8)
     reference = finish(folder, recipe, name="reference").output
     for number in range(kills):
         here = folder / f"killed-{number}"

@@ -30,6 +30,7 @@ from .harness import (
     published,
     ranks,
     small,
+    with_loader_processes,
 )
 
 _MIXING = {"augmentation__mixup_alpha": 0.8, "augmentation__cutmix_alpha": 1.0}
@@ -46,13 +47,12 @@ _DROPOUT = {"model__hidden_dropout_prob": 0.2, "model__attention_probs_dropout_p
 _DROP_PATH = {"model__drop_path_rate": 0.4, "model__num_hidden_layers": 2}
 
 MIXES: dict[str, dict[str, Any]] = {
-    "everything": {
+    "everything, two loader processes": {
         **_MIXING,
         **_AUGMENTED,
         **_DROPOUT,
         **_DROP_PATH,
         "optimization__max_device_batch_size": 8,
-        "workers": 2,
         "keep": "best",
     },
     "no EMA": {"optimization__ema_decay": None},
@@ -71,7 +71,7 @@ MIXES: dict[str, dict[str, Any]] = {
         "data__max_train_images": 93,
         **_MIXING,
     },
-    "two loader processes": {"workers": 2, **_AUGMENTED},
+    "augmentation, two loader processes": _AUGMENTED,
     "bf16": {"mixed_precision": "bf16", **_DROPOUT},
     "frozen backbone": {"model__freeze": ["vit.*"], **_DROPOUT},
     "three copies a picture": {"augmentation__repeats": 3, **_AUGMENTED},
@@ -90,7 +90,8 @@ MIXES: dict[str, dict[str, Any]] = {
 def resume_at_every_step(folder: Path, *, mix: str, steps: tuple[int, ...] | None = None) -> Tally:
     """Resume after each step of a run: what is restored equals the files, and the end equals the run's (15, 16, 22)."""
     tally = Tally()
-    recipe = small(checkpoint_limit=99, optimization__warmup_steps=2, **MIXES[mix])
+    make = with_loader_processes if "two loader processes" in mix else small
+    recipe = make(checkpoint_limit=99, optimization__warmup_steps=2, **MIXES[mix])
     reference = finish(folder, recipe, name="reference").output
     last = recipe.optimization.max_steps or 0
     for step in steps or range(1, last):
@@ -111,7 +112,7 @@ def resume_at_every_step(folder: Path, *, mix: str, steps: tuple[int, ...] | Non
 def evaluation_in_between(folder: Path) -> Tally:
     """Evaluating more often changes no weight, with all that is random on (case 17)."""
     tally = Tally()
-    recipe = small(**{**MIXES["everything"], "keep": "last", "workers": 0})
+    recipe = small(**{**MIXES["everything, two loader processes"], "keep": "last"})
     runs = [finish(folder, recipe.override({"evaluate_every": e}), name=f"every-{e}").output for e in (0.25, 100.0)]
     a, b = (load_file(run / "model.safetensors") for run in runs)
     tally.check(

@@ -5,7 +5,9 @@ import pytest
 from . import resuming
 
 
-@pytest.mark.parametrize("mix", ["everything", "frozen backbone", "accumulation 5, an epoch ends inside a step"])
+@pytest.mark.parametrize(
+    "mix", ["everything, two loader processes", "frozen backbone", "accumulation 5, an epoch ends inside a step"]
+)
 def test_a_resumed_run_equals_one_that_was_not_stopped(mix, tmp_path, hold):
     """Cases 15, 16 and 22: after one of the steps; the command tries all, and all mixes."""
     hold(resuming.resume_at_every_step(tmp_path, mix=mix, steps=(3,)))
