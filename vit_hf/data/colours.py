@@ -9,6 +9,8 @@ Shapes: B pictures, C channels (3, red, green, blue), H x W pixels.
 import torch
 import torch.nn.functional as F
 
+from .host import to_bytes
+
 GREY = (0.2989, 0.587, 0.114)  # torchvision's; Pillow's are 0.299, 0.587, 0.114
 
 
@@ -17,19 +19,19 @@ def _per_picture(numbers: torch.Tensor) -> torch.Tensor:
     return numbers.view(-1, 1, 1, 1)
 
 
-def _to_bytes(values: torch.Tensor) -> torch.Tensor:
-    return values.clamp_(0, 255).to(torch.uint8)
+def _clipped(values: torch.Tensor) -> torch.Tensor:
+    return to_bytes(values.clamp_(0, 255))
 
 
 def luma(pixels: torch.Tensor) -> torch.Tensor:
-    """Return the brightness of each pixel, (B, 1, H, W) float32, not rounded."""
+    """Return the brightness of each pixel of (B, C, H, W) float32, (B, 1, H, W), not rounded."""
     red, green, blue = pixels.split(1, dim=1)
     return red.mul(GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
 def greyscale(pixels: torch.Tensor) -> torch.Tensor:
     """Return pictures without colour, (B, C, H, W) uint8."""
-    return luma(pixels).to(torch.uint8).expand_as(pixels)
+    return to_bytes(luma(pixels.float())).expand_as(pixels)
 
 
 def blend(pixels: torch.Tensor, own: torch.Tensor, rest: torch.Tensor, from_mean: torch.Tensor) -> torch.Tensor:
@@ -41,11 +43,12 @@ def blend(pixels: torch.Tensor, own: torch.Tensor, rest: torch.Tensor, from_mean
         rest: (B,) factor of what they are mixed with: 0 for brightness, 1 - own for saturation and contrast.
         from_mean: (B,) bool, whether that is the mean brightness of the picture (contrast) or that of the pixel.
     """
-    grey = luma(pixels).floor_()
+    values = pixels.float()
+    grey = luma(values).floor_()
     mean = grey.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64) / grey[0].numel()  # whole numbers: exact
     other = torch.where(_per_picture(from_mean), mean.float(), grey)
     # The second product is not rounded on its own, as in torchvision's addition with a factor.
-    return _to_bytes(torch.addcmul(pixels * _per_picture(own), other, _per_picture(rest)))
+    return _clipped(values.mul_(_per_picture(own)).addcmul_(other, _per_picture(rest)))
 
 
 def sharpness(pixels: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
@@ -58,7 +61,7 @@ def sharpness(pixels: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
     sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * inner
     smoothed = sums.div_(13).round_()  # thirteenths are never halves
     inner.copy_(torch.addcmul(inner, smoothed.sub_(inner), _per_picture(rest)))
-    return _to_bytes(values)
+    return _clipped(values)
 
 
 def solarize(pixels: torch.Tensor, thresholds: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -79,7 +82,7 @@ def autocontrast(pixels: torch.Tensor) -> torch.Tensor:
     low, high = values.amin(dim=(2, 3), keepdim=True), values.amax(dim=(2, 3), keepdim=True)
     flat = low == high
     scale = torch.where(flat, 1.0, (high - low).mul_(1 / 255))
-    return _to_bytes(values.sub_(torch.where(flat, 0.0, low)).div_(scale))
+    return _clipped(values.sub_(torch.where(flat, 0.0, low)).div_(scale))
 
 
 def equalize(pixels: torch.Tensor) -> torch.Tensor:
@@ -107,7 +110,7 @@ def gaussian_blur(pixels: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     values = pixels.float()
     for dim in (3, 2):
         values = _smoothed(values, kernels, dim)
-    return values.round_().to(torch.uint8)
+    return to_bytes(values.round_())
 
 
 def _smoothed(values: torch.Tensor, kernels: torch.Tensor, dim: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from .draws import integers, uniforms
-from .host import exact_products, to_device
+from .host import exact_products, to_bytes, to_device
 
 TRIES = 10
 ASPECT = (3 / 4, 4 / 3)
@@ -177,7 +177,7 @@ def cut_and_resize(
         found = _in_range(found, resample).floor_().view(batch, channels, height, size[1])
         found = found.transpose(1, 2).reshape(batch, height, channels * size[1])
         found = torch.baddbmm(half, rows, found)  # (B, H, C * W)
-    found = _in_range(found, resample).to(torch.uint8)
+    found = to_bytes(_in_range(found, resample))
     return found.view(batch, size[0], channels, size[1]).transpose(1, 2).contiguous()
 
 

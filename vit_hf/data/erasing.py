@@ -63,7 +63,7 @@ def erase(pixels: torch.Tensor, boxes: NDArray[np.int64], keys: ArrayLike) -> to
     y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
     inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)  # (erased, 1, H, W)
     counters = torch.arange(channels * height * width, device=device).view(1, channels, height, width)
-    noise = _noise(to_device(starts, device).view(-1, 1, 1, 1), counters)
+    noise = _noise(_mixed(to_device(starts, device)).view(-1, 1, 1, 1), counters)
     places = to_device(rows, device)
     return pixels.index_copy_(0, places, torch.where(inside, noise, pixels.index_select(0, places)))
 
@@ -77,17 +77,18 @@ def _erase_places(
     counts = tall * wide
     number = np.repeat(np.arange(len(rows)), counts)  # of the box that a pixel is in, and its place in it
     place = np.arange(len(number)) - np.repeat(counts.cumsum() - counts, counts)
-    y, x = place // wide[number] + top[number], place % wide[number] + left[number]
-    counters = np.arange(channels)[:, None] * (height * width) + (y * width + x)  # (C, pixels)
-    noise = _noise(torch.from_numpy(starts)[torch.from_numpy(number)], torch.from_numpy(counters))
+    y, x = np.divmod(place, wide[number])
+    corners = top * width + left
+    counters = np.arange(channels)[:, None] * (height * width) + (y * width + x + corners[number])  # (C, pixels)
+    noise = _noise(_mixed(torch.from_numpy(starts))[torch.from_numpy(number)], torch.from_numpy(counters))
     places = counters + (rows * (channels * height * width))[number]
     pixels.view(-1).index_copy_(0, torch.from_numpy(places.ravel()), noise.view(-1))
     return pixels
 
 
-def _noise(keys: torch.Tensor, counters: torch.Tensor) -> torch.Tensor:
-    """Return a standard normal number, float32, for each key and counter: SplitMix64, then Box and Muller."""
-    bits = _mixed(_mixed(keys) + (counters + 1) * _GOLDEN)
+def _noise(starts: torch.Tensor, counters: torch.Tensor) -> torch.Tensor:
+    """Return a standard normal number, float32, for each start and counter: SplitMix64, then Box and Muller."""
+    bits = _mixed(starts + (counters + 1) * _GOLDEN)
     radius = ((bits >> 40) & _LOW_24).add_(1).float().mul_(2.0**-24).log_().mul_(-2).sqrt_()
     return radius.mul_(((bits >> 8) & _LOW_24).float().mul_(2 * math.pi * 2.0**-24).cos_())
 

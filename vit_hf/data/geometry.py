@@ -7,12 +7,14 @@ Shapes: B pictures, C channels, H x W pixels, h x w of a picture that a window i
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from .host import to_device
+from .draws import uniforms
+from .host import to_bytes, to_device
 
 
 def inverse_matrix(
@@ -43,42 +45,86 @@ def inverse_matrix(
     return m0, m1, centre_x - m0 * x - m1 * y, m3, m4, centre_y - m3 * x - m4 * y
 
 
-def _sources(matrices: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the places (B, H, W) that pixels come from, float32 columns and rows, whole at the centre of a pixel."""
-    device = matrices.device
-    x = torch.linspace((1 - width) / 2, (width - 1) / 2, width, device=device)
-    y = torch.linspace((1 - height) / 2, (height - 1) / 2, height, device=device)[:, None]
-    halves = (width / 2, height / 2)
+@dataclass(frozen=True)
+class Affine:
+    """Moves of B pictures."""
+
+    size: tuple[int, int]
+    """(H, W)."""
+    angles: NDArray[np.float64]
+    """(B,) degrees, clockwise."""
+    shifts: NDArray[np.float64]
+    """(B, 2) whole pixels right and down."""
+    scales: NDArray[np.float64]
+    """(B,)."""
+
+    def matrices(self) -> NDArray[np.float32]:
+        """Return (B, 6) float32; see `inverse_matrix`."""
+        moves = zip(self.angles.tolist(), self.shifts.tolist(), self.scales.tolist(), strict=True)
+        found = [inverse_matrix(self.size, angle=angle, translation=(x, y), scale=s) for angle, (x, y), s in moves]
+        return np.array(found, np.float32)
+
+
+def draw_affine(
+    keys: ArrayLike, size: tuple[int, int], *, rotation: float, translation: float, scaling: float
+) -> Affine:
+    """Draw what `v2.RandomAffine` does: all uniform and on their own, shifts rounded to whole pixels.
+
+    Args:
+        keys: (B,) int64.
+        size: (H, W).
+        rotation: largest angle in degrees.
+        translation: largest shift as a share of the side.
+        scaling: largest change of size.
+    """
+    numbers = 2 * uniforms(keys, "affine", 4) - 1  # in [-1, 1)
+    shifts = np.rint(numbers[:, 1:3] * (translation * size[1], translation * size[0]))
+    return Affine(size, numbers[:, 0] * rotation, shifts, 1 + numbers[:, 3] * scaling)
+
+
+def _grid(matrices: torch.Tensor, height: int, width: int) -> list[torch.Tensor]:
+    """Return the columns and rows (B, H, W) that pixels come from, float32, -1 and 1 at the edges of the picture."""
+    x = torch.linspace((1 - width) / 2, (width - 1) / 2, width, device=matrices.device)
+    y = torch.linspace((1 - height) / 2, (height - 1) / 2, height, device=matrices.device)[:, None]
     found = []
-    for rows, half in zip(matrices.view(-1, 2, 3).unbind(1), halves, strict=True):
+    for rows, half in zip(matrices.view(-1, 2, 3).unbind(1), (width / 2, height / 2), strict=True):
         m = (rows / half)[:, :, None, None]  # (B, 3, 1, 1)
-        place = torch.addcmul(x * m[:, 0], y, m[:, 1]).add_(m[:, 2])
-        found.append(place.add_(1).mul_(half).sub_(0.5))
-    return found[0], found[1]
+        found.append((x * m[:, 0]).add(y * m[:, 1]).add_(m[:, 2]))
+    return found
 
 
-def nearest_affine(pixels: torch.Tensor, matrices: torch.Tensor, fill: int) -> torch.Tensor:
-    """Move the pixels of each picture, each from the nearest place.
+def nearest_places(matrices: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return the number of the pixel that each one comes from, (B, H * W) int64; H * W for one outside.
+
+    Args:
+        matrices: (B, 6) float32; see `inverse_matrix`.
+        size: (H, W).
+    """
+    height, width = size
+    columns, rows = _grid(matrices, height, width)
+    columns = columns.add_(1).mul_(width / 2).sub_(0.5).round_()  # 0 at the centre of the first pixel
+    rows = rows.add_(1).mul_(height / 2).sub_(0.5).round_()
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    return torch.where(inside, rows.mul_(width).add_(columns), float(height * width)).long().flatten(1)
+
+
+def moved(pixels: torch.Tensor, places: torch.Tensor, fill: int) -> torch.Tensor:
+    """Return pictures whose pixels come from other places.
 
     Args:
         pixels: (B, C, H, W) uint8.
-        matrices: (B, 6) float32; see `inverse_matrix`.
+        places: (B, H * W); see `nearest_places`.
         fill: 0 to 255, for what comes from outside.
-
-    Returns:
-        (B, C, H, W) uint8.
     """
-    batch, channels, height, width = pixels.shape
-    columns, rows = (places.round_() for places in _sources(matrices, height, width))
-    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    places = torch.where(inside, rows.mul_(width).add_(columns), float(height * width)).long()
+    batch, channels, _, _ = pixels.shape
     framed = torch.nn.functional.pad(pixels.reshape(batch, channels, -1), (0, 1), value=fill)
-    places = places.view(batch, 1, -1).expand(-1, channels, -1)
-    return framed.gather(2, places).view_as(pixels)
+    return framed.gather(2, places[:, None].expand(-1, channels, -1)).view_as(pixels)
 
 
 def bilinear_affine(pixels: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     """Move the pixels of each picture, each mixed from the four nearest places, with black outside.
+
+    At the edge that is torchvision's result without a fill; with the fill 0, it darkens the pixels there twice.
 
     Args:
         pixels: (B, C, H, W) uint8.
@@ -88,10 +134,9 @@ def bilinear_affine(pixels: torch.Tensor, matrices: torch.Tensor) -> torch.Tenso
         (B, C, H, W) uint8.
     """
     height, width = pixels.shape[-2:]
-    columns, rows = _sources(matrices, height, width)
-    grid = torch.stack([(columns + 0.5) * (2 / width) - 1, (rows + 0.5) * (2 / height) - 1], dim=-1)  # (B, H, W, 2)
+    grid = torch.stack(_grid(matrices, height, width), dim=-1)  # (B, H, W, 2)
     found = torch.nn.functional.grid_sample(pixels.float(), grid, padding_mode="zeros", align_corners=False)
-    return found.round_().to(torch.uint8)
+    return to_bytes(found.round_())
 
 
 def windows(pixels: torch.Tensor, tops: NDArray[np.int64], lefts: NDArray[np.int64], size: tuple[int, int]):

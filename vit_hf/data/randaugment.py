@@ -23,11 +23,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import colours
 from .draws import integers, normals, uniforms
-from .geometry import inverse_matrix, nearest_affine
+from .geometry import inverse_matrix, moved, nearest_places
 from .host import to_device
 
 MAX_LEVEL = 30
 FILL = 128
+_SMALL = 48 * 48  # pixels of a picture up to which the places of all affine operations are kept: 16 MB
+_CHUNK = 2**18  # pixels and channels of a family's pictures that a CPU changes at a time, to stay in its cache
 OPERATIONS = (
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"),
     *("Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
@@ -93,6 +95,12 @@ def _matrices(size: tuple[int, int]) -> NDArray[np.float32]:
     return found
 
 
+@lru_cache(maxsize=4)
+def _all_places(size: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """Return the places of all affine operations on small pictures, (14 * 2 * 31, H * W); see `nearest_places`."""
+    return nearest_places(torch.from_numpy(_matrices(size)).view(-1, 6), size).to(device)
+
+
 def _matrix(kind: str, by: float, size: tuple[int, int]) -> tuple[float, ...]:
     if kind == "Rotate":
         return inverse_matrix(size, angle=-by)  # torchvision rotates counter-clockwise
@@ -112,11 +120,12 @@ def randaugment(pixels: torch.Tensor, operations: Operations) -> torch.Tensor:
     Returns:
         (B, C, H, W) uint8.
     """
+    chunk = max(1, _CHUNK // pixels[0].numel()) if pixels.device.type == "cpu" else len(pixels)
     for kinds, levels, negative in zip(operations.kinds.T, operations.levels.T, operations.negative.T, strict=True):
         families = _FAMILY_OF[kinds]
         for family, change in enumerate(_CHANGES):
-            rows = np.flatnonzero(families == family)
-            if len(rows):
+            found = np.flatnonzero(families == family)
+            for rows in (found[start : start + chunk] for start in range(0, len(found), chunk)):
                 places = to_device(rows, pixels.device)
                 changed = change(pixels.index_select(0, places), kinds[rows], levels[rows], negative[rows])
                 pixels.index_copy_(0, places, changed)
@@ -128,9 +137,13 @@ def randaugment(pixels: torch.Tensor, operations: Operations) -> torch.Tensor:
 def _move(
     pixels: torch.Tensor, kinds: NDArray[np.int64], levels: NDArray[np.int64], negative: NDArray[np.bool_]
 ) -> torch.Tensor:
-    height, width = pixels.shape[-2:]
-    matrices = _matrices((height, width))[kinds, negative.astype(np.int64), levels]
-    return nearest_affine(pixels, to_device(matrices, pixels.device), FILL)
+    size, chosen = (pixels.shape[2], pixels.shape[3]), (kinds, negative.astype(np.int64), levels)
+    if size[0] * size[1] <= _SMALL:
+        places = _all_places(size, pixels.device)
+        number = to_device(np.ravel_multi_index(chosen, (len(OPERATIONS), 2, MAX_LEVEL + 1)), pixels.device)
+        return moved(pixels, places.index_select(0, number), FILL)
+    matrices = to_device(_matrices(size)[chosen], pixels.device)
+    return moved(pixels, nearest_places(matrices, size), FILL)
 
 
 def _factors(levels: NDArray[np.int64], negative: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -21,16 +21,15 @@ from numpy.typing import ArrayLike, NDArray
 from torchvision.transforms.v2 import functional
 
 from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
-from . import colours
 from .cropping import INTERPOLATION, cut_and_resize, inception_boxes
 from .draws import integers, uniforms
 from .erasing import erase, erasing_boxes
-from .geometry import bilinear_affine, inverse_matrix, windows
+from .geometry import bilinear_affine, draw_affine, windows
 from .host import to_device
+from .jitter import color_jitter, draw_color_jitter, draw_three_augment, three_augment
 from .randaugment import MAX_LEVEL, draw_operations, randaugment
 
 CROPS = ("inception", "padded", "random", "none")
-_BLUR = (0.1, 2.0)  # standard deviation in pixels
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,9 @@ class TrainTransform:
         augmentation = self.augmentation
         pixels = self._placed(pixels, keys, cut)
         if augmentation.rotation or augmentation.translation or augmentation.scaling:
-            pixels = bilinear_affine(pixels, to_device(self._affine_matrices(keys), pixels.device))
+            options = {name: getattr(augmentation, name) for name in ("rotation", "translation", "scaling")}
+            matrices = draw_affine(keys, self.size, **options).matrices()
+            pixels = bilinear_affine(pixels, to_device(matrices, pixels.device))
         if augmentation.randaugment_ops:
             operations = draw_operations(
                 keys,
@@ -223,9 +224,9 @@ class TrainTransform:
             )
             pixels = randaugment(pixels, operations)
         if augmentation.three_augment:
-            pixels = self._three_augmented(pixels, keys)
+            pixels = three_augment(pixels, *draw_three_augment(keys))
         if augmentation.color_jitter:
-            pixels = self._jittered(pixels, keys)
+            pixels = color_jitter(pixels, *draw_color_jitter(keys, augmentation.color_jitter))
         mean, std = (numbers.to(pixels.device, non_blocking=True) for numbers in (self.mean, self.std))
         found = pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
         if augmentation.erasing:
@@ -264,55 +265,3 @@ class TrainTransform:
             mask = to_device(mirrored, pixels.device)[:, None, None, None]
             pixels = torch.where(mask, pixels.flip(-1), pixels)
         return pixels.clone() if pixels is before else pixels
-
-    def _affine_matrices(self, keys: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Draw what `v2.RandomAffine` does: angle and scale uniform, shifts uniform and rounded to whole pixels."""
-        augmentation, (height, width) = self.augmentation, self.size
-        numbers = 2 * uniforms(keys, "affine", 4) - 1  # in [-1, 1)
-        shifts = np.rint(numbers[:, 1:3] * augmentation.translation * np.array([width, height]))
-        angles, scales = numbers[:, 0] * augmentation.rotation, 1 + numbers[:, 3] * augmentation.scaling
-        found = [
-            inverse_matrix(self.size, angle=angle, translation=tuple(shift), scale=scale)
-            for angle, shift, scale in zip(angles.tolist(), shifts.tolist(), scales.tolist(), strict=True)
-        ]
-        return np.array(found, np.float32)
-
-    def _three_augmented(self, pixels: torch.Tensor, keys: NDArray[np.int64]) -> torch.Tensor:
-        """Do one of greyscale, solarisation and Gaussian blur to each picture, each as likely (DeiT III).
-
-        Strengths are those of facebookresearch/deit `augment.py`: pixels from 128 on are inverted, the blur's standard
-        deviation is uniform in 0.1 to 2 pixels. Its kernel reaches four of the largest, as far as a picture allows.
-        """
-        device, numbers = pixels.device, uniforms(keys, "three augment", 2)
-        kinds, sigmas = integers(numbers[:, 0], 3), _BLUR[0] + (_BLUR[1] - _BLUR[0]) * numbers[:, 1]
-        for kind in range(3):
-            rows = np.flatnonzero(kinds == kind)
-            if not len(rows):
-                continue
-            places = to_device(rows, device)
-            chosen = pixels.index_select(0, places)
-            if kind == 0:
-                chosen = colours.greyscale(chosen)
-            elif kind == 1:
-                threshold = torch.full((1,), 128.0, device=device)
-                chosen = colours.solarize(chosen, threshold, torch.full((1,), 255, dtype=torch.uint8, device=device))
-            else:
-                taps = min(17, 2 * min(self.size) - 1)
-                kernels = colours.gaussian_kernels(taps, torch.from_numpy(sigmas[rows].astype(np.float32)))
-                chosen = colours.gaussian_blur(chosen, to_device(kernels.numpy(), device))
-            pixels.index_copy_(0, places, chosen)
-        return pixels
-
-    def _jittered(self, pixels: torch.Tensor, keys: NDArray[np.int64]) -> torch.Tensor:
-        """Change brightness, contrast and saturation in an order of each picture's own, as `v2.ColorJitter` does."""
-        device, numbers = pixels.device, uniforms(keys, "colour jitter", 6)
-        low, high = max(0.0, 1 - self.augmentation.color_jitter), 1 + self.augmentation.color_jitter
-        factors = low + (high - low) * numbers[:, :3]  # (B, 3) of brightness, contrast, saturation
-        order = numbers[:, 3:].argsort(axis=1)  # (B, 3)
-        own = np.take_along_axis(factors, order, axis=1)
-        rest = np.where(order == 0, 0, 1 - own)
-        weights = to_device(np.stack([own, rest]).astype(np.float32), device)  # (2, B, 3)
-        from_mean = to_device(order == 1, device)
-        for place in range(3):
-            pixels = colours.blend(pixels, weights[0, :, place], weights[1, :, place], from_mean[:, place])
-        return pixels
