@@ -91,10 +91,11 @@ def _taps(
         Places (B, target, T), different ones and all in the picture, and weights (B, target, T), float32.
     """
     scale, lengths = (lengths / target)[:, None, None], lengths[:, None, None]  # (B, 1, 1)
-    centres = (np.arange(target)[:, None] + 0.5) * scale  # (B, target, 1), within the box
-    if resample == NEAREST:
-        places = np.minimum(np.floor(centres), lengths - 1).astype(np.int64) + starts[:, None, None]
+    if resample == NEAREST:  # rounded to float32 where torch does: it decides in the middle between two pixels
+        middles = ((np.arange(target)[:, None] + 0.5) * scale.astype(np.float32)).astype(np.float32)
+        places = np.minimum(np.floor(middles), lengths - 1).astype(np.int64) + starts[:, None, None]
         return places, np.ones(places.shape, np.float32)
+    centres = (np.arange(target)[:, None] + 0.5) * scale  # (B, target, 1), within the box
     stretch = np.maximum(scale, 1.0)
     support = _SUPPORT[resample] * stretch
     first = np.maximum((centres - support + 0.5).astype(np.int64), 0)
@@ -105,7 +106,8 @@ def _taps(
     weights = _filtered((within - centres + 0.5) / stretch, resample) * ((within >= first) & (within < end))
     weights /= weights.sum(axis=2, keepdims=True)
     # As many bits as torch takes (15 with the sign), but no more than float32 can add up: 255 * 2**16 < 2**24. The
-    # absolute values of a filter with negative parts add up to less than 1.6.
+    # absolute values of a filter with negative parts add up to less than 1.6. So torch has more bits, and the result
+    # can be a level off, where a picture shrinks more than fourfold, or 1.8-fold with such a filter.
     most = 16 if resample == BILINEAR else 15
     bits = np.minimum(14 - np.floor(np.log2(weights.max(axis=(1, 2), keepdims=True) * (1 + 2.0**-16))), most)
     unit = np.exp2(bits)

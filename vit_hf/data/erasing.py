@@ -19,6 +19,7 @@ from .host import to_device
 TRIES = 10
 AREA = (0.02, 0.33)
 ASPECT = (0.3, 3.3)
+_COUNTS_PLACES = ("cpu",)  # devices that noise is drawn for the rectangles alone on
 
 
 def erasing_boxes(size: tuple[int, int], keys: ArrayLike, probability: float) -> NDArray[np.int64]:
@@ -56,7 +57,7 @@ def erase(pixels: torch.Tensor, boxes: NDArray[np.int64], keys: ArrayLike) -> to
     if not len(rows):
         return pixels
     starts = np.asarray(keys, np.int64)[rows]
-    if pixels.device.type == "cpu":
+    if pixels.device.type in _COUNTS_PLACES:
         return _erase_places(pixels, rows, boxes[rows], starts)
     device, (channels, height, width) = pixels.device, pixels.shape[1:]
     top, left, tall, wide = to_device(boxes[rows].T.reshape(4, -1, 1, 1, 1), device)
