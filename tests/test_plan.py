@@ -231,12 +231,13 @@ def test_several_processes_hold_the_gradients_twice():
     assert four.memory.peak - one.memory.peak == one.memory.gradients
 
 
-def test_the_peak_holds_the_optimisers_temporaries_where_activations_are_few():
+def test_the_peak_holds_weights_gradients_and_moments_where_activations_are_few():
     with torch.device("meta"):
         network = VitHfForImageClassification(variant("B/16", num_hidden_layers=1, image_size=16))
     weights = 4 * sum(p.numel() for p in network.parameters())
-    # weights, gradients, two moments, and the roots of the second ones
-    assert count_peak(network, recipe(), 1) == pytest.approx(5 * weights, rel=0.01)
+    largest = 4 * max(p.numel() for p in network.parameters())  # while its gradient is put together
+    # weights, gradients and two moments; the fused optimiser has no temporaries
+    assert 4 * weights < count_peak(network, recipe(), 1) < 4 * weights + largest
 
 
 def test_the_averaged_weights_are_in_the_peak():

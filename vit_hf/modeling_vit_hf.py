@@ -429,14 +429,16 @@ class VitHfAttention(nn.Module):
         Returns the attended tokens (B, Q, D), and the attention weights (B, A, Q, N) or None where the backend
         does not form them.
         """
-        width = hidden_states.shape[-1]
+        heads = (self.num_heads, self.head_dim)
         if num_queries is None:
-            qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, N, 3, A, K)
-            query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, A, N, K)
+            parts = self.qkv(hidden_states).unflatten(-1, (3, *heads)).unbind(2)  # each (B, N, A, K)
         else:
-            query = self._project(hidden_states[:, :num_queries], slice(0, width)).transpose(1, 2)  # (B, A, Q, K)
-            key_value = self._project(hidden_states, slice(width, 3 * width))  # (B, N, 2*A, K)
-            key, value = key_value.transpose(1, 2).chunk(2, dim=1)  # each (B, A, N, K)
+            width = hidden_states.shape[-1]
+            weight, more = self.qkv.weight.split([width, 2 * width])
+            bias, biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split([width, 2 * width])
+            query = F.linear(hidden_states[:, :num_queries], weight, bias).unflatten(-1, heads)  # (B, Q, A, K)
+            parts = (query, *F.linear(hidden_states, more, biases).unflatten(-1, (2, *heads)).unbind(2))
+        query, key, value = (part.transpose(1, 2) for part in parts)  # (B, A, Q, K), (B, A, N, K), (B, A, N, K)
         mixed, weights = self.attend(query, key, value, **kwargs)
         return self.output(mixed.flatten(2)), weights  # (B, Q, D), (B, A, Q, N)
 
@@ -451,11 +453,6 @@ class VitHfAttention(nn.Module):
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
         return attend(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
-
-    def _project(self, hidden_states: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Apply some rows of the fused projection; returns (B, tokens, rows/K, K)."""
-        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-        return F.linear(hidden_states, self.qkv.weight[rows], bias).unflatten(-1, (-1, self.head_dim))
 
 
 class VitHfSwiGLU(nn.Module):

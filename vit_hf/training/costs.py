@@ -88,8 +88,6 @@ def count_peak(network: Network, recipe: Recipe, batch_size: int) -> int:
         twin = _twin(network, recipe)
         average = None if recipe.optimization.ema_decay is None else _twin(network, recipe)
         optimizer = build_optimizer(twin, recipe.optimization)
-        for group in optimizer.param_groups:
-            group["foreach"] = True  # torch's choice on a GPU
         with _float32_norms(twin, recipe):
             for _ in range(2):  # the first makes the optimiser's state
                 step_loss(twin, *random_batch(twin, batch_size), recipe, _cpu_autocast(recipe)).backward()

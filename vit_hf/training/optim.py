@@ -170,12 +170,16 @@ def _part(depth: int, blocks: int) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- how it is moved
-def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
-    """Return torch's AdamW or SGD over `parameter_groups`, at the peak learning rate."""
+def build_optimizer(model: nn.Module, optimization: Optimization, *, scaled: bool = False) -> torch.optim.Optimizer:
+    """Return torch's AdamW or SGD over `parameter_groups`, at the peak learning rate.
+
+    AdamW is torch's fused form, one pass over all weights: on a CPU a seventh of the time for B/16. Where the loss is
+    `scaled` (fp16) it is the plain one: from the fused one Accelerate cannot see that a step was left out.
+    """
     groups, rate = parameter_groups(model, optimization), optimization.peak_learning_rate
     if optimization.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=optimization.momentum)
-    return torch.optim.AdamW(groups, lr=rate, betas=optimization.betas)
+    return torch.optim.AdamW(groups, lr=rate, betas=optimization.betas, fused=not scaled)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, optimization: Optimization, plan: StepPlan) -> LRScheduler:
