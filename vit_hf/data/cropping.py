@@ -115,13 +115,22 @@ def _taps(
 
 
 def _matrices(
-    starts: NDArray[np.int64], lengths: NDArray[np.int64], source: int, target: int, resample: int, device: torch.device
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    source: int,
+    target: int,
+    resample: int,
+    device: torch.device,
+    mirrored: NDArray[np.bool_] | None = None,
 ) -> torch.Tensor:
     """Return the weights of `_taps` among all pixels of a side, (B, target, source) float32 on the device."""
-    if source * (source + 1) // 2 * target * source * 4 <= _MOST_BYTES:
+    mirrored = np.zeros(len(starts), bool) if mirrored is None else mirrored
+    if source * (source + 1) * target * source * 4 <= _MOST_BYTES:
         table = _all_matrices(source, target, resample, device)
-        return table.index_select(0, to_device(_number_of_box(starts, lengths, source), device))
+        numbers = _number_of_box(starts, lengths, source) + mirrored * (len(table) // 2)
+        return table.index_select(0, to_device(numbers, device))
     places, weights = _taps(starts, lengths, source=source, target=target, resample=resample)
+    places, weights = (np.where(mirrored[:, None, None], part[:, ::-1], part) for part in (places, weights))
     found = torch.zeros(len(starts), target, source, device=device)
     return found.scatter_(2, to_device(places, device), to_device(weights, device))
 
@@ -134,7 +143,7 @@ def _number_of_box(starts: NDArray[np.int64], lengths: NDArray[np.int64], source
 
 @lru_cache(maxsize=8)
 def _all_matrices(source: int, target: int, resample: int, device: torch.device) -> torch.Tensor:
-    """Return the weights of every box of a small side, in the order of `_number_of_box`."""
+    """Return the weights of every box of a small side, in the order of `_number_of_box`, then mirrored."""
     boxes = [(start, length) for length in range(1, source + 1) for start in range(source - length + 1)]
     starts, lengths = np.array(boxes).T
     found = torch.zeros(len(boxes), target, source)
@@ -142,7 +151,7 @@ def _all_matrices(source: int, target: int, resample: int, device: torch.device)
         rows = np.flatnonzero(lengths == length)
         places, weights = _taps(starts[rows], lengths[rows], source=source, target=target, resample=resample)
         found[rows] = found[rows].scatter_(2, torch.from_numpy(places), torch.from_numpy(weights))
-    return to_device(found.numpy(), device)
+    return torch.cat([found, found.flip(1)]).to(device)
 
 
 def cut_and_resize(
@@ -169,9 +178,7 @@ def cut_and_resize(
     if pixels.device.type == "cpu" and height * width > _LARGE:
         return _one_by_one(pixels, boxes, size, resample, mirrored)
     rows = _matrices(boxes[:, 0], boxes[:, 2], height, size[0], resample, pixels.device)  # (B, H, h)
-    columns = _matrices(boxes[:, 1], boxes[:, 3], width, size[1], resample, pixels.device)  # (B, W, w)
-    if mirrored is not None:
-        columns = torch.where(to_device(mirrored, pixels.device)[:, None, None], columns.flip(1), columns)
+    columns = _matrices(boxes[:, 1], boxes[:, 3], width, size[1], resample, pixels.device, mirrored)  # (B, W, w)
     half = torch.full((1, 1, 1), 0.5, device=pixels.device)  # to round halves up
     with exact_products(pixels.device):
         found = pixels.reshape(batch, channels * height, width).float()

@@ -1,6 +1,6 @@
 """What is known on the host, on its way to the device, which it must not wait for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -13,6 +13,16 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def change_rows(pixels: torch.Tensor, rows: np.ndarray, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Replace some rows of a tensor by what a function of them gives, in place; numpy moves them faster on a CPU."""
+    if pixels.device.type == "cpu":
+        shared = pixels.numpy()
+        shared[rows] = change(torch.from_numpy(shared[rows])).numpy()
+        return pixels
+    places = to_device(rows, pixels.device)
+    return pixels.index_copy_(0, places, change(pixels.index_select(0, places)))
 
 
 def to_bytes(values: torch.Tensor) -> torch.Tensor:

@@ -8,13 +8,15 @@ facebookresearch/deit `augment.py`: pixels from 128 on are inverted, the blur's 
 Shapes: B pictures, C channels, H x W pixels.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from . import colours
 from .draws import integers, uniforms
-from .host import to_device
+from .host import change_rows, to_device
 
 BLUR = (0.1, 2.0)
 THRESHOLD = 128
@@ -67,21 +69,15 @@ def three_augment(pixels: torch.Tensor, kinds: NDArray[np.int64], sigmas: NDArra
         kinds: (B,), 0 for greyscale, 1 for solarisation, 2 for blur.
         sigmas: (B,) standard deviation of the blur in pixels.
     """
-    device = pixels.device
-    for kind in range(3):
-        rows = np.flatnonzero(kinds == kind)
-        if not len(rows):
-            continue
-        places = to_device(rows, device)
-        chosen = pixels.index_select(0, places)
-        if kind == 0:
-            chosen = colours.greyscale(chosen)
-        elif kind == 1:
-            everything = torch.full((1,), 255, dtype=torch.uint8, device=device)
-            chosen = colours.solarize(chosen, torch.full((1,), float(THRESHOLD), device=device), everything)
-        else:
-            taps = min(17, 2 * min(pixels.shape[-2:]) - 1)
-            kernels = colours.gaussian_kernels(taps, torch.from_numpy(sigmas[rows].astype(np.float32)))
-            chosen = colours.gaussian_blur(chosen, to_device(kernels.numpy(), device))
-        pixels.index_copy_(0, places, chosen)
-    return pixels
+    for kind, change in enumerate((colours.greyscale, _solarized)):
+        change_rows(pixels, np.flatnonzero(kinds == kind), change)
+    blurred = np.flatnonzero(kinds == 2)
+    taps = min(17, 2 * min(pixels.shape[-2:]) - 1)
+    kernels = colours.gaussian_kernels(taps, torch.from_numpy(sigmas[blurred].astype(np.float32))).numpy()
+    blur = partial(colours.gaussian_blur, kernels=to_device(kernels, pixels.device))
+    return change_rows(pixels, blurred, blur)
+
+
+def _solarized(pixels: torch.Tensor) -> torch.Tensor:
+    everything = torch.full((1,), 255, dtype=torch.uint8, device=pixels.device)
+    return colours.solarize(pixels, torch.full((1,), float(THRESHOLD), device=pixels.device), everything)

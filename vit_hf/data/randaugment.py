@@ -15,7 +15,7 @@ Shapes: B pictures, K operations a picture, C channels, H x W pixels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import colours
 from .draws import integers, normals, uniforms
 from .geometry import inverse_matrix, moved, nearest_places
-from .host import to_device
+from .host import change_rows, to_device
 
 MAX_LEVEL = 30
 FILL = 128
@@ -126,16 +126,16 @@ def randaugment(pixels: torch.Tensor, operations: Operations) -> torch.Tensor:
         for family, change in enumerate(_CHANGES):
             found = np.flatnonzero(families == family)
             for rows in (found[start : start + chunk] for start in range(0, len(found), chunk)):
-                places = to_device(rows, pixels.device)
-                changed = change(pixels.index_select(0, places), kinds[rows], levels[rows], negative[rows])
-                pixels.index_copy_(0, places, changed)
+                change_rows(
+                    pixels, rows, partial(change, kinds=kinds[rows], levels=levels[rows], negative=negative[rows])
+                )
     return pixels
 
 
 # ---------------------------------------------------------------------------------------------- families of operations
 # Each takes pictures (b, C, H, W) and their kinds, levels and signs, (b,) each, as `Operations` has them.
 def _move(
-    pixels: torch.Tensor, kinds: NDArray[np.int64], levels: NDArray[np.int64], negative: NDArray[np.bool_]
+    pixels: torch.Tensor, *, kinds: NDArray[np.int64], levels: NDArray[np.int64], negative: NDArray[np.bool_]
 ) -> torch.Tensor:
     size, chosen = (pixels.shape[2], pixels.shape[3]), (kinds, negative.astype(np.int64), levels)
     if size[0] * size[1] <= _SMALL:
@@ -152,7 +152,7 @@ def _factors(levels: NDArray[np.int64], negative: NDArray[np.bool_]) -> NDArray[
 
 
 def _blend(
-    pixels: torch.Tensor, kinds: NDArray[np.int64], levels: NDArray[np.int64], negative: NDArray[np.bool_]
+    pixels: torch.Tensor, *, kinds: NDArray[np.int64], levels: NDArray[np.int64], negative: NDArray[np.bool_]
 ) -> torch.Tensor:
     own = _factors(levels, negative)
     rest = np.where(kinds == OPERATIONS.index("Brightness"), 0, 1 - own)
@@ -161,12 +161,16 @@ def _blend(
     return colours.blend(pixels, weights[0], weights[1], from_mean)
 
 
-def _sharpen(pixels: torch.Tensor, _, levels: NDArray[np.int64], negative: NDArray[np.bool_]) -> torch.Tensor:
+def _sharpen(
+    pixels: torch.Tensor, *, kinds: NDArray[np.int64], levels: NDArray[np.int64], negative: NDArray[np.bool_]
+) -> torch.Tensor:
     rest = 1 - _factors(levels, negative)
     return colours.sharpness(pixels, to_device(rest.astype(np.float32), pixels.device))
 
 
-def _cut(pixels: torch.Tensor, kinds: NDArray[np.int64], levels: NDArray[np.int64], _) -> torch.Tensor:
+def _cut(
+    pixels: torch.Tensor, *, kinds: NDArray[np.int64], levels: NDArray[np.int64], negative: NDArray[np.bool_]
+) -> torch.Tensor:
     solarizes = kinds == OPERATIONS.index("Solarize")
     thresholds = np.where(solarizes, 255 * _TABLES["Solarize"][levels], 256).astype(np.float32)
     masks = np.where(solarizes, 255, 256 - 2 ** (8 - _TABLES["Posterize"][levels])).astype(np.uint8)
@@ -178,8 +182,8 @@ _FAMILIES: tuple[tuple[tuple[str, ...], Callable[..., torch.Tensor]], ...] = (
     (("Brightness", "Color", "Contrast"), _blend),
     (("Sharpness",), _sharpen),
     (("Posterize", "Solarize"), _cut),
-    (("AutoContrast",), lambda pixels, *_: colours.autocontrast(pixels)),
-    (("Equalize",), lambda pixels, *_: colours.equalize(pixels)),
+    (("AutoContrast",), lambda pixels, **_: colours.autocontrast(pixels)),
+    (("Equalize",), lambda pixels, **_: colours.equalize(pixels)),
 )
 _CHANGES = [change for _, change in _FAMILIES]
 _FAMILY_OF = np.array([next((i for i, (names, _) in enumerate(_FAMILIES) if kind in names), -1) for kind in OPERATIONS])
