@@ -128,7 +128,7 @@ def _pil_to_rgb(image: Image.Image) -> Image.Image:
         rgb = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image_rgba).convert("RGB")
     else:
         rgb = image.convert("RGB")
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     if orientation in _TRANSPOSE:
         rgb = rgb.transpose(_TRANSPOSE[orientation])
     rgb.info = {}  # otherwise the orientation would be applied again by whoever reads it next
@@ -151,7 +151,7 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(colours.round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """EXIF orientation 1..8; 1, with a warning, where it cannot be read."""
     try:
         if raw := _raw_exif(image):

@@ -23,7 +23,7 @@ from typing import Any
 import fsspec
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ..image_processing_vit_hf import FORMATS, to_rgb
+from ..image_processing_vit_hf import FORMATS, orientation_of, to_rgb
 from .bombs import MAX_FILE_BYTES, MAX_PIXELS, BombError, refuse_bombs, refuse_sizes
 
 __all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "BadImageError", "read_image", "read_rgb"]
@@ -41,13 +41,14 @@ class BadImageError(ValueError):
     """An image that cannot or must not be decoded; the text names its place, what was found and the remedy."""
 
 
-def read_image(value: Any, *, where: str) -> Image.Image:
+def read_image(value: Any, *, where: str, draft: Callable[[Image.Image], None] | None = None) -> Image.Image:
     """Decode one image completely (the first frame of an animation), in its own mode and orientation.
 
     Args:
         value: a path, encoded bytes, a `datasets` dict `{"bytes": ..., "path": ...}` (bytes win where both are given;
             a path there may be an `hf://` address), or a PIL image, which is loaded and handed back.
         where: place of the image for error texts, such as "row 17 of split train"; paths are added to it.
+        draft: called before the pixels are decoded; it may set Pillow's draft mode.
 
     Returns:
         A loaded PIL image of any mode, at most `MAX_PIXELS` large. What Pillow warns of is warned of with the place.
@@ -66,26 +67,29 @@ def read_image(value: Any, *, where: str) -> Image.Image:
     if isinstance(value, Image.Image):
         return _load(lambda: value, where=where)
     if isinstance(value, bytes | bytearray | memoryview):
-        return _decode(bytes(value), where=where)
+        return _decode(bytes(value), where=where, draft=draft)
     if isinstance(value, str | Path):
-        return _decode(_read_file(str(value), where=where), where=where)
+        return _decode(_read_file(str(value), where=where), where=where, draft=draft)
     raise BadImageError(
         f"{where}: found {type(value).__name__} instead of an image; expected a path, bytes, a dict with 'bytes' and "
         "'path', or a PIL image"
     )
 
 
-def read_rgb(value: Any, *, where: str) -> Image.Image:
+def read_rgb(value: Any, *, where: str, draft: Callable[[Image.Image], None] | None = None) -> Image.Image:
     """Decode one image and turn it into upright RGB by the rules of `to_rgb`; arguments and errors as of `read_image`.
 
     Values that no rule covers (NaN, 32-bit numbers beyond 16 bits) are a `BadImageError` too, and what is wrong with
     its EXIF data is warned of with the place.
     """
-    image = read_image(value, where=where)
+    image = read_image(value, where=where, draft=draft)
     where = _with_path(where, value)
     try:
         with _warnings_named(where):
-            return to_rgb(image)
+            if image is value or image.mode != "RGB" or image.has_transparency_data or orientation_of(image) != 1:
+                return to_rgb(image)
+            image.info = {}  # all else that `to_rgb` would do is to copy the pixels
+            return image
     except ValueError as error:
         raise BadImageError(f"{where}: {error}") from error
     except (MemoryError, RuntimeError) as error:  # the latter is torch's
@@ -127,18 +131,25 @@ def _read_file(path: str, *, where: str) -> bytes:
         raise BadImageError(f"{where}: the file cannot be read ({error}); {_EXPECTED}; {_REMEDY}") from error
 
 
-def _decode(data: bytes, *, where: str) -> Image.Image:
+def _decode(data: bytes, *, where: str, draft: Callable[[Image.Image], None] | None) -> Image.Image:
     """Decode the content of a file, or say what it holds instead."""
     try:
         refuse_bombs(data)
-        return _load(lambda: Image.open(io.BytesIO(data), formats=FORMATS), where=where, num_bytes=len(data))
+        options: dict[str, Any] = {"num_bytes": len(data), "draft": draft}
+        return _load(lambda: Image.open(io.BytesIO(data), formats=FORMATS), where=where, **options)
     except UnidentifiedImageError as error:
         raise BadImageError(f"{where}: {_describe(data[:64])}; {_EXPECTED}; {_REMEDY}") from error
     except BombError as error:
         raise BadImageError(_refused(where, str(error))) from error
 
 
-def _load(opener: Callable[[], Image.Image], *, where: str, num_bytes: int | None = None) -> Image.Image:
+def _load(
+    opener: Callable[[], Image.Image],
+    *,
+    where: str,
+    num_bytes: int | None = None,
+    draft: Callable[[Image.Image], None] | None = None,
+) -> Image.Image:
     """Open (header only), check the size, then decode; every failure but "not an image" becomes a `BadImageError`."""
     try:
         with _warnings_named(where):
@@ -147,6 +158,8 @@ def _load(opener: Callable[[], Image.Image], *, where: str, num_bytes: int | Non
             if image.width < 1 or image.height < 1:
                 raise ValueError(f"the size is {image.width} x {image.height}")
             _check_cover(image)
+            if draft is not None:
+                draft(image)
             with _whole_files_only():
                 image.load()
     except UnidentifiedImageError:

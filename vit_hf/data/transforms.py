@@ -159,39 +159,35 @@ class TrainTransform:
         return self.batch(self.picture(image, key)[None], [key], cut=True)[0]
 
     # -------------------------------------------------------------------------------------------- by the picture
-    def crop_box(self, size: tuple[int, int], key: int) -> tuple[int, int, int, int] | None:
+    def crop_box(self, size: tuple[int, int], key: int) -> tuple[int, int, int, int]:
         """Return the box (top, left, height, width) that is cut out of a picture of that size (height, width).
 
-        None where the crop is not "inception" and the whole picture is used.
+        It is all of it where the crop is not "inception".
         """
         if self.augmentation.crop != "inception":
-            return None
+            return 0, 0, *size
         return tuple(inception_boxes(size, [key], self.augmentation.crop_area)[0].tolist())
 
-    def picture(self, picture: PIL.Image.Image, key: int, *, full_size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Cut and resize one picture to what `batch(..., cut=True)` takes.
+    def picture(self, picture: PIL.Image.Image, key: int) -> torch.Tensor:
+        """Cut and resize one picture, of any mode, to what `batch(..., cut=True)` takes: uint8 (C, h, w)."""
+        pixels = torch.from_numpy(np.array(to_rgb(picture))).permute(2, 0, 1)
+        return self.cut(pixels, self.crop_box((pixels.shape[1], pixels.shape[2]), key))
+
+    def cut(self, pixels: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
+        """Cut a box (top, left, height, width) out of a picture and resize it.
 
         Args:
-            picture: decoded, of any mode.
-            key: of the sample.
-            full_size: (height, width) that the box is drawn for, if the picture was decoded at a smaller scale.
+            pixels: (3, h, w) or (4, h, w) uint8, on the CPU; a fourth channel is left out.
+            box: within it.
 
         Returns:
             (C, h, w) uint8, of `cut_size`.
         """
-        picture = to_rgb(picture)
-        height, width = self.cut_size
-        full_size = full_size or (picture.height, picture.width)
-        box = self.crop_box(full_size, key) or (0, 0, *full_size)
-        down, across = picture.height / full_size[0], picture.width / full_size[1]
-        top, left, bottom, right = box[0] * down, box[1] * across, (box[0] + box[2]) * down, (box[1] + box[3]) * across
-        hull = (math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom))
-        inner = (left - hull[0], top - hull[1], right - hull[0], bottom - hull[1])
-        if hull != (0, 0, *picture.size):
-            picture = picture.crop(hull)
-        if inner != (0, 0, width, height) or picture.size != (width, height):
-            picture = picture.resize((width, height), PIL.Image.Resampling(self.resample), box=inner)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        top, left, height, width = box
+        pixels = pixels[:, top : top + height, left : left + width]
+        if (height, width) != self.cut_size:
+            pixels = functional.resize(pixels, list(self.cut_size), INTERPOLATION[self.resample], antialias=True)
+        return pixels[:3].contiguous()
 
     # -------------------------------------------------------------------------------------------- by the batch
     def batch(self, pixels: torch.Tensor, keys: ArrayLike, *, cut: bool) -> torch.Tensor:
