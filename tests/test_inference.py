@@ -190,6 +190,26 @@ def test_a_copy_of_a_prepared_model_stands_alone():
     torch.testing.assert_close(copied(x).logits, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing_in_packed_blocks(dtype):
+    model, x = random_model().to(dtype), pixels()
+    with torch.no_grad():
+        expected = model(x).logits.float()
+    prepared = model.prepare_for_inference()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = prepared(x).logits.float()
+    assert (found - expected).abs().max() < 0.1 * expected.abs().max()  # patch projection and classifier in bfloat16
+
+
+@pytest.mark.slow
+def test_torch_compile_passes_over_packed_blocks():
+    model, x = random_model(num_hidden_layers=1).prepare_for_inference(), pixels()
+    expected = model(x).logits
+    with torch.inference_mode():
+        found = torch.compile(model)(x).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_without_packed_products_layer_scale_is_folded(monkeypatch):
     monkeypatch.setattr("vit_hf.inference_vit_hf._can_pack", lambda weight: False)
     model, x = random_model(layer_scale_init=0.3), pixels()

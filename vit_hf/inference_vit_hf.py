@@ -8,10 +8,10 @@ Exact in the maths, so that logits differ by rounding alone (below 1e-5 in float
   and adds the residual while it writes the result (torch's own inductor uses these operators, torch
   `_inductor/fx_passes/mkldnn_fusion.py`). Otherwise each is a pass over memory of its own.
 
-Tried and left out, on an AMD EPYC with AVX-512: the factors of LayerNorm in the product after it (torch's kernel without
-them takes 1.7 times as long in float32, 0.85 times in bfloat16, where all norms are 7% of B/16); the patch projection as
-a product of unfolded patches (0.73 to 1.16 times as long as the convolution, which is 1% of B/16); channels-last pixels
-(no faster).
+Tried and left out, on an AMD EPYC with AVX-512: the factors of LayerNorm in the product after it (torch's kernel
+without them takes 1.7 times as long in float32, 0.85 times in bfloat16, where all norms are 7% of B/16); the patch
+projection as a product of unfolded patches (0.73 to 1.16 times as long as the convolution, which is 1% of B/16);
+channels-last pixels (no faster). torch.compile passes over packed blocks.
 
 Shapes: B batch, N tokens, Q query tokens, D width, A heads, K head dim, C channels.
 """
@@ -48,6 +48,7 @@ class VitHfPackedLinear(nn.Module):
         weight, bias = linear.weight.detach()[rows], None if linear.bias is None else linear.bias.detach()[rows]
         if scale is not None:
             weight, bias = weight * scale[:, None], None if bias is None else bias * scale
+        self.dtype = weight.dtype
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         self.bias = None if bias is None else bias.clone()
         self.activation, self.form = _FUSED.get(activation or "", ("none", ""))
@@ -56,11 +57,11 @@ class VitHfPackedLinear(nn.Module):
         return self  # nothing in it ever changes
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """Return x @ weight.T + bias, activated, or with (..., outputs) `residual` added."""
-        product = torch.ops.mkldnn._linear_pointwise
+        """Return x @ weight.T + bias, activated, or with (..., outputs) `residual` added; in the weight's dtype."""
+        product, x = torch.ops.mkldnn._linear_pointwise, x.to(self.dtype).contiguous()  # autocast gives others
         if residual is not None:
-            return product.binary(x.contiguous(), residual.contiguous(), self.weight, self.bias, "add")
-        return product(x.contiguous(), self.weight, self.bias, self.activation, [], self.form)
+            return product.binary(x, residual.to(self.dtype).contiguous(), self.weight, self.bias, "add")
+        return product(x, self.weight, self.bias, self.activation, [], self.form)
 
 
 class VitHfPackedLayer(VitHfLayer):
@@ -72,7 +73,6 @@ class VitHfPackedLayer(VitHfLayer):
     fc1: VitHfPackedLinear
     fc2: VitHfPackedLinear
     activation: nn.Module
-    dtype: torch.dtype
 
     @classmethod
     def convert(cls, layer: VitHfLayer, *, shortcut: bool) -> None:
@@ -81,7 +81,6 @@ class VitHfPackedLayer(VitHfLayer):
         width, activation = mlp.fc2.out_features, attention.config.hidden_act
         layer.__class__ = cls
         packed = cast(VitHfPackedLayer, layer)
-        packed.dtype = mlp.fc2.weight.dtype
         rows = (slice(0, width), slice(width, 3 * width)) if shortcut else (slice(None),)
         packed.projections = nn.ModuleList([VitHfPackedLinear(attention.qkv, rows=part) for part in rows])
         packed.output = VitHfPackedLinear(attention.output, scale=scales[0])
@@ -90,6 +89,7 @@ class VitHfPackedLayer(VitHfLayer):
         packed.fc2 = VitHfPackedLinear(mlp.fc2, scale=scales[1])
         del attention.qkv, attention.output, layer.mlp, layer.scale1, layer.scale2
 
+    @torch.compiler.disable  # inductor takes packed weights as constants only
     def forward(self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs) -> torch.Tensor:
         """As `VitHfLayer.forward`; no attention maps."""
         if kwargs.get("output_attentions"):
@@ -119,11 +119,11 @@ class VitHfPackedLayer(VitHfLayer):
 
     def _apply(self, fn, recurse=True):
         """Refuse to move or to change dtype, which packed weights cannot; a move to where it lies changes nothing."""
-        moved = fn(torch.empty(0, dtype=self.dtype))
-        if moved.device.type != "cpu" or moved.dtype != self.dtype:
+        moved = fn(torch.empty(0, dtype=self.fc2.dtype))
+        if moved.device.type != "cpu" or moved.dtype != self.fc2.dtype:
             raise RuntimeError(
-                f"a model that was prepared for inference stays on the CPU in {self.dtype}; load it again, move it, "
-                "and prepare it then"
+                f"a model that was prepared for inference stays on the CPU in {self.fc2.dtype}; load it again, move "
+                "it, and prepare it then"
             )
         return super()._apply(fn, recurse)
 
