@@ -47,6 +47,11 @@ def add_commands(add: Add) -> None:
     )
     evaluate.add_argument("--flip", action="store_true", help="average over each view and its mirror image")
     evaluate.add_argument("--real-labels", metavar="FILE", help="real.json, ImageNet's reassessed labels, for ReaL")
+    evaluate.add_argument(
+        "--on-bad-image",
+        choices=("raise", "skip"),
+        help="skip: leave out pictures that cannot be decoded, up to 1%% of them (default: as the run did, else raise)",
+    )
     evaluate.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
@@ -68,7 +73,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shared = ("data", "split", "output", "batch_size", "real_labels")
+    shared = ("data", "split", "output", "batch_size", "real_labels", "on_bad_image")
     chosen: dict[str, Any] = {name: getattr(options, name) for name in shared}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks: dict[str, Any] = {}
@@ -127,6 +132,8 @@ def _table(measured: dict[str, Any]):
             words += f" ({measured['real_n']:,} pictures)"
         ends = measured["intervals"].get(key)
         table.add_row(words, form.format(values[key]), _say_interval(ends, form) if ends else "")
+    if measured.get("left_out"):
+        table.caption = f"{len(measured['left_out']):,} pictures that cannot be decoded are left out"
     return table
 
 

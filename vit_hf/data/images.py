@@ -26,7 +26,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from ..image_processing_vit_hf import FORMATS, orientation_of, to_rgb
 from .bombs import MAX_FILE_BYTES, MAX_PIXELS, BombError, refuse_bombs, refuse_sizes
 
-__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "BadImageError", "read_image", "read_rgb"]
+__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "BadImageError", "read_file", "read_image", "read_rgb"]
 
 # File endings that a folder scan takes for images of those formats (lower case).
 SUFFIXES = frozenset(
@@ -69,7 +69,7 @@ def read_image(value: Any, *, where: str, draft: Callable[[Image.Image], None] |
     if isinstance(value, bytes | bytearray | memoryview):
         return _decode(bytes(value), where=where, draft=draft)
     if isinstance(value, str | Path):
-        return _decode(_read_file(str(value), where=where), where=where, draft=draft)
+        return _decode(read_file(str(value), where=where), where=where, draft=draft)
     raise BadImageError(
         f"{where}: found {type(value).__name__} instead of an image; expected a path, bytes, a dict with 'bytes' and "
         "'path', or a PIL image"
@@ -102,8 +102,11 @@ def _with_path(where: str, value: Any) -> str:
     return f"{where} ({path})" if isinstance(path, str | Path) and path and where != str(path) else where
 
 
-def _read_file(path: str, *, where: str) -> bytes:
-    """Read a local path, or a member of a Hub repository when `path` is an hf:// address (streamed image folders)."""
+def read_file(path: str, *, where: str) -> bytes:
+    """Read a local path, or a member of a Hub repository when `path` is an hf:// address (streamed image folders).
+
+    Raises BadImageError or FileNotFoundError, as `read_image`, for what is no file; never waits for a pipe.
+    """
     if path.split("::")[-1].startswith("hf://"):
         with fsspec.open(path, "rb") as file:  # a network that fails is no bad image: that error stays as it is
             return file.read(MAX_FILE_BYTES)

@@ -13,7 +13,7 @@ scored comes in full batches only, its last row repeated to fill the last one; w
 Shapes: B pictures, C channels, h x w pixels as they come, H x W as the model sees them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import PIL.Image
@@ -21,19 +21,19 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers.image_processing_backends import TorchvisionBackend
 
 from ..image_processing_vit_hf import VitHfImageProcessor
+from .bad_images import BAD, PASSED_OVER, BadImage, GoodRows, describe
+from .drafts import cut_picture
 from .draws import sample_keys
 from .images import read_rgb
-from .order import Address, FullBatches, StepSampler, seed_from
+from .order import Address, FullBatches, StepSampler
 from .pixel_cache import cached_pixels
 from .preparation import Preparation
+from .streams import EvaluationStream, TrainStream
 from .transforms import TrainTransform
 from .workers import leave_requests_to_the_run
-
-_SHUFFLE_BUFFER = 10_000  # samples of a streamed set among which the order is drawn
 
 Draw = Callable[[list[int], int, int], dict[str, torch.Tensor]]
 
@@ -47,6 +47,7 @@ class TrainRows(TorchDataset):
         transform: cuts the pictures.
         seed: of the augmentation.
         cached: whether the pixels are had otherwise and only their rows are asked for.
+        skip_bad: whether the next good row stands in for one that cannot be decoded; `passed_over` then says so.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class TrainRows(TorchDataset):
         seed: int,
         *,
         cached: bool = False,
+        skip_bad: bool = False,
     ):
         self.images, self.labels = split.select_columns([image_column]), torch.tensor(split[label_column])
         self.image_column, self.transform, self.seed, self.cached = image_column, transform, seed, cached
+        self.good = GoodRows(self._cut, len(split)) if skip_bad else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,71 +72,38 @@ class TrainRows(TorchDataset):
         """Return `keys`, `labels`, `rows`, `positions`, (B,) int64, and unless cached `pixels`, uint8 (B, C, h, w)."""
         positions, epochs, rows, copies = zip(*addresses, strict=True)
         keys = sample_keys(self.seed, epochs, rows, copies)
-        numbers = torch.tensor(rows)
-        batch = {"keys": torch.from_numpy(keys), "labels": self.labels[numbers], "rows": numbers}
+        batch = {"keys": torch.from_numpy(keys), "positions": torch.tensor(positions)}
         if not self.cached:
-            pictures = [
-                _cut(self.images[row][self.image_column], self.transform, key, f"row {row} of the training split")
-                for row, key in zip(rows, keys.tolist(), strict=True)
-            ]
-            batch["pixels"] = torch.stack(pictures)
-        return {**batch, "positions": torch.tensor(positions)}
+            pixels: Iterable[torch.Tensor] = map(self._cut, rows, keys.tolist())
+            if self.good is not None:
+                rows, pixels, passed_over = zip(*map(self.good, rows, keys.tolist()), strict=True)
+                batch[PASSED_OVER] = torch.tensor(passed_over)
+            batch["pixels"] = default_collate(list(pixels))  # in a loader process into memory that all share
+        numbers = torch.tensor(rows)
+        return {**batch, "labels": self.labels[numbers], "rows": numbers}
+
+    def _cut(self, row: int, key: int) -> torch.Tensor:
+        image = self.images[row][self.image_column]
+        return cut_picture(image, key, self.transform, where=f"row {row} of the training split")
+
+    def _picture(self, row: int) -> PIL.Image.Image:
+        return read_rgb(self.images[row][self.image_column], where=f"row {row} of the training split")
+
+    def explain(self, rows: torch.Tensor, passed_over: torch.Tensor) -> list[BadImage]:
+        """Return the bad pictures that stand before the rows of a batch."""
+        assert self.good is not None
+        pairs = zip(rows.tolist(), passed_over.tolist(), strict=True)
+        numbers = sorted({row for pair in pairs for row in self.good.passed(*pair)})
+        return [_explain("train", row, self.images[row][self.image_column], self._picture) for row in numbers]
 
 
-def _cut(image: Any, transform: TrainTransform, key: int, where: str) -> torch.Tensor:
-    """Decode one picture, cut and resize it: uint8 (C, h, w)."""
-    return transform.picture(read_rgb(image, where=where), key)
-
-
-def _checked_label(label: Any, split: IterableDataset, column: str, where: str) -> int:
-    """Return the label of a streamed sample, which no one has looked at before, if it is a class of the split."""
-    feature = (split.features or {}).get(column)
-    count = getattr(feature, "num_classes", None)
-    if not isinstance(label, int) or label < 0 or (count is not None and label >= count):
-        expected = "a class number" if count is None else f"0 to {count - 1}"
-        raise ValueError(f"{where} has label {label!r} in column {column!r}; expected {expected}; correct or remove it")
-    return label
-
-
-class TrainStream(TorchIterableDataset):
-    """A streamed split, epoch after epoch, shuffled within a buffer; what `TrainRows` has one by one, rows counted.
-
-    Args:
-        first_position: samples of the run to pass over, undecoded, for resuming.
-    """
-
-    def __init__(
-        self,
-        split: IterableDataset,
-        image_column: str,
-        label_column: str,
-        transform: TrainTransform,
-        seed: int,
-        first_position: int = 0,
-    ):
-        self.split = split.shuffle(seed=seed_from("order", seed) % 2**32, buffer_size=_SHUFFLE_BUFFER)
-        self.image_column, self.label_column = image_column, label_column
-        self.transform, self.seed, self.first_position = transform, seed, first_position
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        epoch, position = 0, -1
-        while True:
-            self.split.set_epoch(epoch)
-            row = -1
-            for row, sample in enumerate(self.split):
-                position += 1
-                if position < self.first_position:
-                    continue
-                where = f"sample {row} of epoch {epoch} of the training stream"
-                label = _checked_label(sample[self.label_column], self.split, self.label_column, where)
-                key = int(sample_keys(self.seed, [epoch], [row], [0])[0])
-                pixels = _cut(sample[self.image_column], self.transform, key, where)
-                yield {"keys": key, "labels": label, "rows": row, "pixels": pixels, "positions": position}
-            if row < 0:
-                raise ValueError(
-                    "the training stream has no samples; expected at least 1; check the split and the source"
-                )
-            epoch += 1
+def _explain(split: str, row: int, value: Any, read: Callable[[int], Any]) -> BadImage:
+    """Read a picture that another process could not decode, to say why."""
+    try:
+        read(row)
+    except BAD as error:
+        return describe(split, row, value, error)
+    return describe(split, row, value, ValueError(f"row {row} of split {split}: it could not be decoded once"))
 
 
 class TrainCollator:
@@ -162,11 +132,19 @@ class EvaluationRows(TorchDataset):
         image_column, label_column: of the split.
         name: of the split, for errors.
         pixels: of all rows, if they are cached.
+        stand_in: what a row has that cannot be decoded; its number is then -1 - row. None: it is an error.
     """
 
     def __init__(
-        self, split: Dataset, image_column: str, label_column: str, name: str, pixels: torch.Tensor | None = None
+        self,
+        split: Dataset,
+        image_column: str,
+        label_column: str,
+        name: str,
+        pixels: torch.Tensor | None = None,
+        stand_in: PIL.Image.Image | None = None,
     ):
+        self.stand_in = stand_in
         self.images, self.labels = split.select_columns([image_column]), torch.tensor(split[label_column])
         self.image_column, self.name, self.pixels = image_column, name, pixels
 
@@ -182,34 +160,25 @@ class EvaluationRows(TorchDataset):
         known = {"labels": self.labels[numbers], "rows": numbers}
         if self.pixels is not None:
             return {"images": self.pixels.index_select(0, numbers), **known}
-        pictures = {row: self._picture(row) for row in dict.fromkeys(rows)}
-        return {"images": [pictures[row] for row in rows], **known}
+        pictures = {row: self._picture_or_none(row) for row in dict.fromkeys(rows)}
+        bad = torch.tensor([pictures[row] is None for row in rows])
+        known["rows"] = torch.where(bad, -1 - numbers, numbers)
+        return {"images": [pictures[row] or self.stand_in for row in rows], **known}
+
+    def _picture_or_none(self, row: int) -> PIL.Image.Image | None:
+        try:
+            return self._picture(row)
+        except BAD:
+            if self.stand_in is None:
+                raise
+            return None
 
     def _picture(self, row: int) -> PIL.Image.Image:
         return read_rgb(self.images[row][self.image_column], where=f"row {row} of split {self.name}")
 
-
-class EvaluationStream(TorchIterableDataset):
-    """A streamed split, once, its last sample repeated to fill the last batch; `images`, `labels` and `rows`."""
-
-    def __init__(self, split: IterableDataset, image_column: str, label_column: str, name: str, batch_size: int):
-        self.split, self.image_column, self.label_column, self.name = split, image_column, label_column, name
-        self.batch_size = batch_size
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        item, count = None, 0
-        for item in self._items():
-            count += 1
-            yield item
-        if item is not None:
-            yield from [item] * (-count % self.batch_size)
-
-    def _items(self) -> Iterator[dict[str, Any]]:
-        for row, sample in enumerate(self.split):
-            where = f"sample {row} of split {self.name}"
-            label = _checked_label(sample[self.label_column], self.split, self.label_column, where)
-            picture = read_rgb(sample[self.image_column], where=where)
-            yield {"images": picture, "labels": label, "rows": row}
+    def explain(self, rows: list[int], split: str) -> list[BadImage]:
+        """Return the records of bad rows, by the name of the split in them."""
+        return [_explain(split, row, self.images[row][self.image_column], self._picture) for row in rows]
 
 
 class EvaluationCollator:
@@ -278,17 +247,21 @@ def build_train_loader(
     first_step: int = 0,
     repeats: int = 1,
     draw: Draw | None = None,
+    skip_bad: bool = False,
+    passed_over: int = 0,
 ) -> tuple[DataLoader, Preparation]:
     """Return the loader of a run from `first_step` on, `accumulation` batches a step, and what makes them ready.
 
     Batches have `batch_size / accumulation` samples: `keys`, `labels` and `rows` (B,) int64, `pixels` (B, C, h, w)
     uint8 unless they are cached, and what `draw` (of `vit_hf.data.mixing`) gives for their positions. A streamed split
     gives batches without end, has no `repeats`, and reads again, undecoded, what came before `first_step`. Neither it
-    nor a split whose pixels are cached has `workers`.
+    nor a split whose pixels are cached has `workers`. With `skip_bad` batches have `passed_over` (B,) too (but those of
+    cached pixels, which are all good); a stream is then to be told how many were, in all, before `first_step`.
     """
     collate, pin = TrainCollator(draw, transform.size), torch.cuda.is_available()
     if isinstance(split, IterableDataset):
-        stream = TrainStream(split, image_column, label_column, transform, seed, first_step * batch_size)
+        columns, done = (image_column, label_column), first_step * batch_size
+        stream = TrainStream(split, *columns, transform, seed, done, skip_bad=skip_bad, passed_over=passed_over)
         loader = DataLoader(stream, batch_size // accumulation, drop_last=True, collate_fn=collate, pin_memory=pin)
         return loader, Preparation(transform, None)
     sampler = StepSampler(
@@ -301,7 +274,7 @@ def build_train_loader(
         repeats=repeats,
     )
     pixels = cached_pixels(split, image_column)
-    rows = TrainRows(split, image_column, label_column, transform, seed, cached=pixels is not None)
+    rows = TrainRows(split, image_column, label_column, transform, seed, cached=pixels is not None, skip_bad=skip_bad)
     options = _workers(workers, pixels)
     options["persistent_workers"] = bool(options)
     loader = DataLoader(rows, batch_sampler=sampler, collate_fn=collate, pin_memory=pin, **options)
@@ -325,6 +298,7 @@ def build_evaluation_loader(
     batch_size: int,
     workers: int,
     to_pixels: Callable[[list[Any]], Any] | None = None,
+    skip_bad: bool = False,
 ) -> DataLoader:
     """Return the loader of a split in its own order, once, in full batches; the last row fills up the last one.
 
@@ -337,15 +311,17 @@ def build_evaluation_loader(
         batch_size: pictures a batch, and where Accelerate splits batches of all processes together.
         workers: processes that decode; none for a streamed split, or one whose pixels are cached.
         to_pixels: from RGB pictures to a tensor, or a list of tensors, (B, ...), in place of the processor.
+        skip_bad: whether a row that cannot be decoded has the number -1 - row, and a grey picture, and is no error.
 
     Returns:
         Batches of `pixel_values` (B, C, H, W) float32, or what `to_pixels` gives, `labels` and `rows` (B,) int64.
     """
+    stand_in = PIL.Image.new("RGB", processor.image_hw[::-1], "grey") if skip_bad else None
     collate, pin = EvaluationCollator(processor, to_pixels), torch.cuda.is_available()
     if isinstance(split, IterableDataset):
-        stream = EvaluationStream(split, image_column, label_column, name, batch_size)
+        stream = EvaluationStream(split, image_column, label_column, name, batch_size, stand_in)
         return DataLoader(stream, batch_size, collate_fn=collate, pin_memory=pin)
     pixels = cached_pixels(split, image_column)
-    rows = EvaluationRows(split, image_column, label_column, name, pixels)
+    rows = EvaluationRows(split, image_column, label_column, name, pixels, stand_in)
     sampler = FullBatches(len(split), batch_size)
     return DataLoader(rows, batch_sampler=sampler, collate_fn=collate, pin_memory=pin, **_workers(workers, pixels))

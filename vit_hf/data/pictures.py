@@ -8,8 +8,8 @@ from typing import Any, TypeAlias, TypedDict
 
 from datasets import Dataset, IterableDataset
 
-from ..image_processing_vit_hf import to_rgb
-from .images import read_image
+from .bad_images import BAD, POLICIES
+from .images import read_rgb
 from .order import seed_from
 from .sources import ImageSource, fingerprint, load_source, split_off
 
@@ -43,6 +43,9 @@ class DataFields:
     """Train on this many pictures only, each class by its share; for trying things out."""
     max_test_images: int | None = None
     """Score this many test pictures only, each class by its share; for trying things out."""
+    on_bad_image: str = "raise"
+    """What becomes of a picture that cannot be decoded: "raise" ends the run with an error that names it, "skip" takes
+    the next row in its place in training and leaves it out of a score, and records it; more than 1% is an error too."""
 
 
 Split: TypeAlias = Dataset | IterableDataset
@@ -64,6 +67,8 @@ class Pictures:
     validation: Split | None
     test: Split
     test_name: str
+    skip_bad: bool = False
+    """Whether pictures that cannot be decoded are passed over."""
 
     @property
     def columns(self) -> Columns:
@@ -100,8 +105,11 @@ def open_pictures(data: DataFields) -> Pictures:
     """Load the source and decide what is trained on, validated on and tested on.
 
     Without a test split the training split is cut 80/20, always the same way. Raises what `load_source` raises, and
-    ValueError when the test split is the one that is trained on.
+    ValueError when the test split is the one that is trained on, or `on_bad_image` is no word for what to do.
     """
+    if data.on_bad_image not in POLICIES:
+        raise ValueError(f"data.on_bad_image is {data.on_bad_image!r}; expected one of {', '.join(POLICIES)}")
+    skip_bad = data.on_bad_image == "skip"
     source = load_source(
         data.source,
         image_column=data.image_column,
@@ -131,7 +139,9 @@ def open_pictures(data: DataFields) -> Pictures:
         validation = source.validation
     train = _shorten(train, label, data.max_train_images)
     test = _shorten(test, label, data.max_test_images)
-    return Pictures(source=source, train=train, validation=validation, test=test, test_name=test_name)
+    return Pictures(
+        source=source, train=train, validation=validation, test=test, test_name=test_name, skip_bad=skip_bad
+    )
 
 
 def _shorten(split: Split, label_column: str, limit: int | None) -> Split:
@@ -152,13 +162,20 @@ def _shorten(split: Split, label_column: str, limit: int | None) -> Split:
 
 
 def save_examples(pictures: Pictures, folder: Path, count: int = 4) -> list[Path]:
-    """Save the first test pictures as PNG, named by row and class, so that there is something to try a model on."""
+    """Save the first test pictures as PNG, named by row and class, so that there is something to try a model on.
+
+    A picture that cannot be decoded, which a run may pass over, is left out.
+    """
     assert isinstance(pictures.test, Dataset)
     folder.mkdir(exist_ok=True)
     paths = []
     for row in range(min(count, len(pictures.test))):
         sample = pictures.test[row]
+        try:
+            picture = read_rgb(sample[pictures.source.image_column], where=f"row {row}")
+        except BAD:
+            continue
         name = re.sub(r"[^\w.-]+", "_", pictures.id2label[sample[pictures.source.label_column]])  # it may hold a slash
         paths.append(folder / f"{pictures.test_name}_{row}_is_{name}.png")
-        to_rgb(read_image(sample[pictures.source.image_column], where=f"row {row}")).save(paths[-1])
+        picture.save(paths[-1])
     return paths

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image, IterableDataset
 
 from .columns import label_values
+from .images import BadImageError, read_file
 
 _FINGERPRINT_IMAGES = 1000
 
@@ -65,10 +68,18 @@ def fingerprint(dataset: Dataset | IterableDataset, image_column: str, label_col
     undecoded = dataset.select_columns([image_column]).cast_column(image_column, Image(decode=False))
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _FINGERPRINT_IMAGES)).astype(int))
     for row in rows.tolist():
-        image = undecoded[row][image_column] or {"bytes": b"", "path": None}
-        data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        data = _encoded(undecoded[row][image_column] or {})
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
+
+
+def _encoded(image: Mapping[str, Any]) -> bytes:
+    """Bytes of a picture; none where there is no file, which whoever reads the row will say."""
+    data, path = image.get("bytes"), image.get("path")
+    if data is None and path is not None:
+        with contextlib.suppress(BadImageError, FileNotFoundError):
+            data = read_file(path, where="")
+    return data or b""
 
 
 def _rank(seed: int, row: int) -> bytes:

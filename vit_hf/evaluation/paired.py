@@ -77,7 +77,7 @@ def compare(a: Predictions, b: Predictions) -> dict[str, Any]:
         "agreement": float((first.predicted == second.predicted).mean()),
         "errors": _compare_errors(first, second),
         "per_class": _compare_classes(first, second),
-        "samples": _most_different(first, second),
+        "samples": _most_different(first, second, a.scores.rows),
     }
 
 
@@ -190,6 +190,11 @@ def _check_same_samples(a: Predictions, b: Predictions, labels_a: np.ndarray, la
             f"A was scored on {what[0]} (fingerprint {a.sha256[:12]}), B on {what[1]} ({b.sha256[:12]}): not the same "
             f"pictures and labels; {remedy}"
         )
+    if a.scores.left_out != b.scores.left_out:
+        raise ValueError(
+            f"A leaves out the rows {list(a.scores.left_out)} that could not be decoded, B {list(b.scores.left_out)}; "
+            f"{remedy}"
+        )
     wrong = np.flatnonzero(labels_a != labels_b)
     if len(wrong):
         raise ValueError(f"A and B differ in the labels of {len(wrong):,} samples, first in row {wrong[0]}; {remedy}")
@@ -267,7 +272,7 @@ def _balanced_means(differences: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.concatenate(means)
 
 
-def _most_different(first: _Said, second: _Said) -> list[dict[str, Any]]:
+def _most_different(first: _Said, second: _Said, numbers: torch.Tensor) -> list[dict[str, Any]]:
     difference = second.values["loss"] - first.values["loss"]
     rows = np.argsort(-np.abs(difference), kind="stable")[:SAMPLES]
 
@@ -280,7 +285,7 @@ def _most_different(first: _Said, second: _Said) -> list[dict[str, Any]]:
 
     return [
         {
-            "row": int(row),
+            "row": int(numbers[row]),
             "label": first.names[first.labels[row]],
             "difference": float(difference[row]),
             "a": side(first, row),

@@ -4,7 +4,8 @@ A row a sample, in the split's order: `row` (int64, from 0), `label` (int64) and
 Any tool that reads Parquet reads it. Nothing is rounded: what is read equals what was written, bit for bit. The file's
 own metadata say what was scored, under the key "vit_hf": the names of the classes, the data, the split, the split's
 fingerprint, by which two files are known to be of the same pictures, and the views of a picture, if there were others
-than the plain one: of several, `logits` are the logarithms of the mean probabilities.
+than the plain one: of several, `logits` are the logarithms of the mean probabilities. Rows of pictures that could not
+be decoded, where a run passes them over, are not in the file; the metadata list them as `left_out`.
 """
 
 import json
@@ -68,11 +69,13 @@ def write_predictions(path: str | Path, predictions: Predictions) -> None:
         )
     logits, labels = scores.logits.contiguous().numpy(), scores.labels.numpy()  # (N, L), (N,)
     columns = {
-        "row": pa.array(np.arange(len(labels), dtype=np.int64)),
+        "row": pa.array(scores.rows.numpy()),
         "label": pa.array(labels),
         "logits": pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), logits.shape[1]),
     }
     about = {name: getattr(predictions, name) for name in (*_ABOUT, "views")}
+    if scores.left_out:
+        about["left_out"] = list(scores.left_out)
     table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about)})
     pq.write_table(table, path, compression="zstd", use_dictionary=False)
 
@@ -103,8 +106,11 @@ def read_predictions(path: str | Path) -> Predictions:
     lists = table["logits"].combine_chunks()
     if not len(table) or any(column.null_count for column in table.columns) or lists.flatten().null_count:
         raise ValueError(f"{path} has {len(table)} rows, or values that are missing; {_EXPECTED}")
+    about = _read_about(path, table.schema.metadata or {}, size)
+    left_out = about.pop("left_out")
     rows, labels = table["row"].to_numpy(), table["label"].to_numpy()
-    wrong = np.flatnonzero(rows != np.arange(len(rows)))
+    expected = np.setdiff1d(np.arange(len(rows) + len(left_out)), left_out)
+    wrong = np.flatnonzero(rows != expected) if len(rows) == len(expected) else np.zeros(1, np.int64)
     if len(wrong):
         raise ValueError(
             f"{path} has row {rows[wrong[0]]} in place {wrong[0]}, not each row once in order; {_EXPECTED}"
@@ -116,12 +122,11 @@ def read_predictions(path: str | Path) -> Predictions:
     wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(wrong):
         raise ValueError(f"{path} has logits that are not finite in row {wrong[0]}; {_EXPECTED}")
-    scores = Scores(logits=torch.tensor(logits), labels=torch.tensor(labels))
-    return Predictions(scores, **_read_about(path, table.schema.metadata or {}, size))
+    return Predictions(Scores(torch.tensor(logits), torch.tensor(labels), left_out), **about)
 
 
 def _read_about(path: Path, metadata: dict[bytes, bytes], size: int) -> dict[str, Any]:
-    """Return names, data, split, fingerprint and views from the metadata of the file."""
+    """Return names, data, split, fingerprint, views and rows left out from the metadata of the file."""
     try:
         about = json.loads(metadata.get(_KEY, b"null"))
     except ValueError:
@@ -131,4 +136,8 @@ def _read_about(path: Path, metadata: dict[bytes, bytes], size: int) -> dict[str
     if not isinstance(names, list) or len(names) != size or not all(isinstance(word, str) for word in names + words):
         raise ValueError(f"{path} does not say what was scored, in its metadata {_KEY.decode()!r}; {_EXPECTED}")
     known = {name: about[name] for name in _ABOUT[1:]}
-    return {"label_names": tuple(names), **known, "views": about.get("views")}  # files of earlier versions have none
+    left_out = about.get("left_out", [])
+    if not isinstance(left_out, list) or not all(isinstance(row, int) and row >= 0 for row in left_out):
+        raise ValueError(f"{path} says that {left_out!r} was left out; expected numbers of rows; {_EXPECTED}")
+    views = about.get("views")  # files of earlier versions have none
+    return {"label_names": tuple(names), **known, "views": views, "left_out": tuple(left_out)}

@@ -15,6 +15,7 @@ import yaml
 from accelerate import Accelerator, DataLoaderConfiguration
 
 from ..checkpoints.load import load_model
+from ..data.bad_images import BadImages
 from ..data.loading import build_evaluation_loader
 from ..data.pictures import DataFields, Pictures, Split, num_rows, open_pictures
 from ..data.sources import fingerprint
@@ -24,7 +25,7 @@ from .analysis import analyse
 from .output import check_output, published, write_scores
 from .predictions import PREDICTIONS, Predictions, read_predictions
 from .real_labels import read_real_labels
-from .scoring import Scores, align_labels, score
+from .scoring import align_labels, score
 from .views import ViewCutter, Views, at_size, processor_at_size, score_views
 
 OnBatch = Callable[[int, int | None], None]
@@ -57,6 +58,7 @@ def evaluate(
     batch_size: int = 64,
     views: Views = _PLAIN,
     real_labels: str | Path | None = None,
+    on_bad_image: str | None = None,
     on_batch: OnBatch = lambda done, total: None,
 ) -> dict[str, Any] | None:
     """Score every picture of a split once, with the model's own image processor; or measure earlier scores anew.
@@ -70,31 +72,34 @@ def evaluate(
         batch_size: pictures a process takes at once.
         views: of each picture, whose probabilities are averaged.
         real_labels: file of ImageNet's reassessed labels, as `read_real_labels` takes it.
+        on_bad_image: "raise", or "skip" to leave out what cannot be decoded; None for what the run did, or "raise".
         on_batch: called on the main process after each batch with the pictures scored so far and their total (None
             when streamed).
 
     Returns:
-        top1, top5 (fractions), loss (nats), n, data, split, views (null for the plain one), model, and what `analyse`
-        returns; None on other than the main process.
+        top1, top5 (fractions), loss (nats), n, data, split, views (null for the plain one), model, what `analyse`
+        returns, and left_out (rows) if there are pictures that could not be decoded; None on other than the main
+        process.
 
     Raises:
         FileExistsError: `output` exists and is not empty.
         ValueError: no data is named and the model folder has no recipe.yaml; the data has classes that the model does
             not know; the model cannot take an image size; data, split or views are named for earlier scores; the
             reassessed labels are not of this split; and what loading model and data raises.
+        BrokenSourceError: pictures are to be skipped, and more than ten and 1% of them are bad.
         FloatingPointError: the model gives numbers that are not finite.
     """
     folder = check_output(output)
     accelerator = new_accelerator()
     if (file := find_scores(model)) is not None:
-        if data is not None or split is not None or views != _PLAIN:
+        if data is not None or split is not None or views != _PLAIN or on_bad_image is not None:
             raise ValueError(
-                f"{model} holds scores and no model, which --data, --split, --image-size, --crops, --flip and --curve "
-                "need; leave them out to measure these scores, or name a model"
+                f"{model} holds scores and no model, which --data, --split, --image-size, --crops, --flip, --curve and "
+                "--on-bad-image need; leave them out to measure these scores, or name a model"
             )
         predictions = read_predictions(file) if accelerator.is_main_process else None
     else:
-        subject = open_subject(model, data=data, split=split)
+        subject = open_subject(model, data=data, split=split, on_bad_image=on_bad_image)
         check_real_labels(subject, real_labels)
         predictions = predict_split(subject, views, accelerator, batch_size=batch_size, on_batch=on_batch)
     if predictions is None:
@@ -120,10 +125,11 @@ def find_scores(path: str | Path) -> Path | None:
     return file if file.is_file() and not (path / "config.json").exists() else None
 
 
-def open_subject(model: str | Path, *, data: str | None, split: str | None) -> Subject:
+def open_subject(model: str | Path, *, data: str | None, split: str | None, on_bad_image: str | None = None) -> Subject:
     """Load a model and the split to score it on; arguments and errors as of `evaluate`."""
     network, processor = load_model(model)
-    pictures = open_pictures(DataFields(source=data) if data is not None else trained_on(Path(model)))
+    source = DataFields(source=data) if data is not None else trained_on(Path(model))
+    pictures = open_pictures(source if on_bad_image is None else replace(source, on_bad_image=on_bad_image))
     if split is None:
         return Subject(network, processor, pictures, pictures.test, pictures.test_name)
     if split == "validation" and pictures.validation is not None:
@@ -167,7 +173,9 @@ def predict_split(
         batch_size=batch_size * accelerator.num_processes,
         workers=0,
         to_pixels=None if views.count == 1 else ViewCutter(processors, views.crops),
+        skip_bad=subject.pictures.skip_bad,
     )
+    samples: Any = loader.dataset
     loader = accelerator.prepare_data_loader(loader)
     models = [model.to(accelerator.device) for model in models]
     done = 0
@@ -178,28 +186,36 @@ def predict_split(
         if accelerator.is_main_process:
             on_batch(done, total)
 
+    def report(bad: list[int]) -> None:
+        tried, found = total or max(bad) + 1, samples.explain(bad, subject.split)
+        BadImages("skip").note(found, tried=tried, by_path=total is None)
+
+    options: dict[str, Any] = {"num_samples": total, "on_batch": count, "on_bad": report}
     if views.count == 1:
-        scores = score(models[0].eval(), loader, accelerator, num_samples=total, on_batch=count)
+        scores = score(models[0].eval(), loader, accelerator, **options)
     else:
-        options: dict[str, Any] = {"flip": views.flip, "num_samples": total, "on_batch": count}
-        scores = score_views(models, loader, accelerator, **options)
+        scores = score_views(models, loader, accelerator, flip=views.flip, **options)
     if not accelerator.is_main_process:
         return None
     source, names = subject.pictures.source, subject.label_names
     sha256 = fingerprint(subject.rows, **subject.pictures.columns)
     labels = align_labels(scores.labels, source.label_names, names)
-    return Predictions(Scores(scores.logits, labels), names, source.name, subject.split, sha256, views.describe(own))
+    scores = replace(scores, labels=labels)
+    return Predictions(scores, names, source.name, subject.split, sha256, views.describe(own))
 
 
 def measure(predictions: Predictions, real_labels: str | Path | None = None) -> dict[str, Any]:
     """Return every figure that follows from predictions, and from a file of reassessed labels, and what they are of."""
     scores, about, real = predictions.scores, ("data", "split", "views"), None
     if real_labels is not None:
-        real = read_real_labels(real_labels, num_samples=len(scores.labels), num_classes=len(predictions.label_names))
+        every = len(scores.labels) + len(scores.left_out)
+        real = read_real_labels(real_labels, num_samples=every, num_classes=len(predictions.label_names))
+        real = [real[row] for row in scores.rows.tolist()]
     return {
         **scores.measure(),
         **{name: getattr(predictions, name) for name in about},
         **analyse(scores, predictions.label_names, real_labels=real),
+        **({"left_out": list(scores.left_out)} if scores.left_out else {}),
     }
 
 

@@ -6,6 +6,7 @@ Shapes: N samples of the split, B batch, L classes.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import PIL.Image
 import torch
@@ -13,10 +14,13 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..data.bad_images import BrokenSourceError
 from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
 from ..modeling_vit_hf import VitHfForImageClassification
 from .metrics import load_metrics
 from .metrics.samples import probability_figures
+
+OnBad = Callable[[list[int]], None]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,14 @@ class Scores:
     """(N, L), float32."""
     labels: torch.Tensor
     """(N,), int64."""
+    left_out: tuple[int, ...] = ()
+    """Rows of the split that could not be decoded and are not among the N, ascending."""
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """(N,), int64: the numbers in the split."""
+        rows = torch.arange(len(self.labels) + len(self.left_out))
+        return rows[~torch.isin(rows, torch.tensor(self.left_out, dtype=torch.int64))]
 
     def measure(self) -> dict[str, float]:
         """Return top1 and top5 (fractions), loss (mean cross-entropy in nats) and n."""
@@ -42,6 +54,7 @@ def score(
     *,
     num_samples: int | None,
     on_batch: Callable[[int], None] = lambda count: None,
+    on_bad: OnBad = lambda rows: None,
 ) -> Scores:
     """Score every sample of a split once, over all processes; arguments and errors as of `gather_rows`.
 
@@ -51,13 +64,20 @@ def score(
         accelerator: gathers the samples.
         num_samples: N, checked; None for a streamed split.
         on_batch: called with the number of samples after each batch, for progress.
+        on_bad: as of `gather_rows`; the scores say which rows are left out.
     """
+    bad: list[int] = []
 
     def forward(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         return batch["labels"], model(pixel_values=batch["pixel_values"]).logits.float()  # (B,), (B, L)
 
-    labels, logits = gather_rows(model, loader, accelerator, forward, num_samples=num_samples, on_batch=on_batch)
-    return Scores(logits=logits, labels=labels)
+    def leave_out(rows: list[int]) -> None:
+        bad.extend(rows)
+        on_bad(rows)
+
+    options: dict[str, Any] = {"num_samples": num_samples, "on_batch": on_batch, "on_bad": leave_out}
+    labels, logits = gather_rows(model, loader, accelerator, forward, **options)
+    return Scores(logits=logits, labels=labels, left_out=tuple(bad))
 
 
 def gather_rows(
@@ -68,6 +88,7 @@ def gather_rows(
     *,
     num_samples: int | None,
     on_batch: Callable[[int], None] = lambda count: None,
+    on_bad: OnBad = lambda rows: None,
 ) -> tuple[torch.Tensor, ...]:
     """Run over a split in evaluation mode and return what `forward` gives, a row a sample, in the split's order.
 
@@ -78,12 +99,15 @@ def gather_rows(
         forward: from a batch to tensors (B, ...).
         num_samples: N, checked; None for a streamed split.
         on_batch: called with the number of samples after each batch.
+        on_bad: called on all processes with the rows that could not be decoded, ascending, if there are any: rows
+            whose number in a batch is -1 - row (`build_evaluation_loader` with `skip_bad`).
 
     Returns:
-        Tensors (N, ...), on the CPU.
+        Tensors (N, ...), on the CPU, without the bad rows.
 
     Raises:
         RuntimeError: the scored rows are not exactly those of the split.
+        BrokenSourceError: all are bad.
         FloatingPointError: a value is NaN or infinite.
     """
     training = model.training
@@ -100,11 +124,18 @@ def gather_rows(
     if not collected:
         raise RuntimeError("there is nothing to score: the split is empty; expected at least 1 sample")
     rows, *values = (torch.cat(parts) for parts in zip(*collected, strict=True))
+    bad, rows = rows < 0, torch.where(rows < 0, -1 - rows, rows)
     order = torch.unique(rows, return_inverse=True)  # sorted rows, each once
     first = torch.full((len(order[0]),), len(rows)).scatter_reduce(0, order[1], torch.arange(len(rows)), "amin")
     expected = len(first) if num_samples is None else num_samples
     if not torch.equal(order[0], torch.arange(expected)):
         raise RuntimeError(f"scored {len(first)} different rows of a split of {expected}; expected each row once")
+    if bad.any():
+        on_bad(rows[first][bad[first]].tolist())
+        first = first[~bad[first]]
+        if not len(first):
+            raise BrokenSourceError(f"none of the {expected} pictures of the split can be decoded; mend the source")
+    rows, values = rows[first], [value[first] for value in values]
     for value in values:
         finite = torch.isfinite(value).reshape(len(value), -1).all(dim=1)
         if not finite.all():
@@ -112,7 +143,7 @@ def gather_rows(
                 f"the scores of row {rows[~finite][0].item()} are not finite; the weights are damaged, or training "
                 "diverged"
             )
-    return tuple(value[first] for value in values)
+    return tuple(values)
 
 
 def align_labels(labels: torch.Tensor, data_names: tuple[str, ...], model_names: tuple[str, ...]) -> torch.Tensor:

@@ -36,6 +36,7 @@ def evaluate_sizes(
     crops: int = 1,
     flip: bool = False,
     real_labels: str | Path | None = None,
+    on_bad_image: str | None = None,
     on_batch: OnBatch = lambda size, done, total: None,
 ) -> dict[str, Any] | None:
     """Score a split at each of several image sizes; arguments and errors beyond these as of `evaluate`.
@@ -50,6 +51,7 @@ def evaluate_sizes(
         crops: views at each size, 1 or 5.
         flip: show each view mirrored too.
         real_labels: file of ImageNet's reassessed labels, for the results of each size.
+        on_bad_image: as of `evaluate`.
         on_batch: called on the main process after each batch with the size, pictures scored and their total.
 
     Returns:
@@ -66,7 +68,7 @@ def evaluate_sizes(
     if find_scores(model) is not None:
         raise ValueError(f"{model} holds scores and no model; expected a model to score at other image sizes")
     accelerator = new_accelerator()
-    subject = open_subject(model, data=data, split=split)
+    subject = open_subject(model, data=data, split=split, on_bad_image=on_bad_image)
     config = subject.model.config
     for size in sizes:
         check_size(config, size)

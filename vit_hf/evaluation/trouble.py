@@ -32,6 +32,7 @@ def find_disputed(predictions: Predictions) -> list[dict[str, Any]]:
     """
     probabilities = predictions.scores.logits.double().softmax(dim=1)  # (N, L)
     labels, names = predictions.scores.labels, predictions.label_names
+    numbers = predictions.scores.rows
     of_label = probabilities.gather(1, labels[:, None])[:, 0]  # (N,)
     count = torch.bincount(labels, minlength=len(names)).double()
     # A class without samples has no average, and the model is never sure of it.
@@ -44,7 +45,7 @@ def find_disputed(predictions: Predictions) -> list[dict[str, Any]]:
     rows = rows[margin[rows].argsort(stable=True)]
     return [
         {
-            "row": row,
+            "row": int(numbers[row]),
             "label": names[labels[row]],
             "suggested": names[suggested[row]],
             "probability_of_label": of_label[row].item(),

@@ -30,7 +30,7 @@ from transformers.image_utils import SizeDict
 from ..configuration_vit_hf import VitHfConfig
 from ..image_processing_vit_hf import VitHfImageProcessor
 from ..modeling_vit_hf import VitHfForImageClassification
-from .scoring import Scores, gather_rows
+from .scoring import OnBad, Scores, gather_rows
 
 _ENLARGED = 8 / 7  # of the model's size, before five crops
 
@@ -153,6 +153,7 @@ def score_views(
     flip: bool,
     num_samples: int | None,
     on_batch: Callable[[int], None] = lambda count: None,
+    on_bad: OnBad = lambda rows: None,
 ) -> Scores:
     """Score every sample once by the mean probabilities of its views; arguments and errors as of `gather_rows`.
 
@@ -163,6 +164,7 @@ def score_views(
         flip: show each view mirrored too.
         num_samples: N, checked; None for a streamed split.
         on_batch: called with the number of samples after each batch.
+        on_bad: as of `gather_rows`.
 
     Returns:
         Logarithms of the mean probabilities in the place of logits.
@@ -178,8 +180,15 @@ def score_views(
         return batch["labels"], average(torch.stack(said))
 
     network = nn.ModuleList(models)
-    labels, logits = gather_rows(network, loader, accelerator, forward, num_samples=num_samples, on_batch=on_batch)
-    return Scores(logits=logits, labels=labels)
+    bad: list[int] = []
+
+    def leave_out(rows: list[int]) -> None:
+        bad.extend(rows)
+        on_bad(rows)
+
+    options: dict[str, Any] = {"num_samples": num_samples, "on_batch": on_batch, "on_bad": leave_out}
+    labels, logits = gather_rows(network, loader, accelerator, forward, **options)
+    return Scores(logits=logits, labels=labels, left_out=tuple(bad))
 
 
 def average(logits: torch.Tensor) -> torch.Tensor:

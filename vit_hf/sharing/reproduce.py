@@ -209,6 +209,7 @@ def _check_data(results: dict[str, Any], pictures: Pictures, stored: Scores | No
     yield compare(f"{what}: SHA-256", record.get("sha256", "nothing"), digest)
     if stored is not None and num_rows(split) is not None:
         labels = list(split[pictures.source.label_column])
+        labels = [labels[row] for row in stored.rows.tolist() if row < len(labels)]
         yield compare(f"{what}: labels", stored.labels.tolist(), labels)
 
 

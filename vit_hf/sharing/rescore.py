@@ -54,6 +54,7 @@ def score_again(folder: Path, recipe: Recipe, pictures: Pictures) -> tuple[Score
             processor=VitHfImageProcessor.from_pretrained(folder),
             batch_size=recipe.evaluation_batch_size,
             workers=recipe.workers,
+            skip_bad=pictures.skip_bad,
         )
         scores = task(recipe, network).score(
             network, accelerator.prepare_data_loader(loader), accelerator, num_samples=num_rows(pictures.test)

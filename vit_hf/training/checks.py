@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ..configuration_vit_hf import VitHfConfig
+from ..data.bad_images import POLICIES
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -27,6 +28,7 @@ def _check_words(recipe: "Recipe") -> None:
         ("optimization.loss", optimization.loss, ("cross_entropy", "bce")),
         ("task", recipe.task, ("classification", "masked_image_modeling")),
         ("keep", recipe.keep, ("best", "last")),
+        ("data.on_bad_image", recipe.data.on_bad_image, POLICIES),
     ):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")

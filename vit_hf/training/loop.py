@@ -137,6 +137,10 @@ def _train(run: Session) -> None:
             run.energy.sample()
             run.loss_sum += outcome.loss
             run.loss_steps += 1
+            if outcome.passed_over:
+                taken = run.step * run.recipe.optimization.batch_size
+                pairs = outcome.passed_over_here
+                run.bad_images.after_batches(run.samples, pairs, total=outcome.passed_over, taken=taken)
             run.evaluated = not _evaluation_is_due(run)
             seconds, images = seconds + time.perf_counter() - started, images + run.recipe.optimization.batch_size
             run.display.step(loss=outcome.loss, learning_rate=rate, images_per_second=images / seconds)
@@ -250,6 +254,9 @@ def _finish(run: Session) -> TrainResult:
         "energy_source": None if energy is None else run.energy.source,
         **run.record,
     }
+    if run.bad_images.skip:
+        splits = ["train", "validation", "test"] if run.pictures.validation is not None else ["train", "test"]
+        results["bad_images"] = run.bad_images.counts(splits)
     if isinstance(scores, Scores):
         results.update(analyse(scores, run.pictures.source.label_names))
     if run.folder is not None:

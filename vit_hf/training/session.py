@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
+from ..data.bad_images import RECORD
 from ..data.loading import build_evaluation_loader, build_train_loader
 from ..data.pictures import Split, num_rows, open_pictures
 from ..data.pixel_cache import cached_pixels
@@ -41,6 +42,7 @@ from .energy import EnergyMeter
 from .fit import fit_device_batch
 from .interruption import HangWatch, StopRequest
 from .optim import build_average, build_optimizer, build_schedule
+from .passed_over import PassedOver
 from .progress import RunDisplay
 from .recipe import Recipe
 from .setup import (
@@ -89,6 +91,7 @@ class Session:
         self.watch = HangWatch(None if minutes is None else 60 * minutes, name)
         self.folder: RunFolder | None = None  # on the main process
         self.step = 0  # optimiser steps done
+        self.bad_images = PassedOver(recipe.data.on_bad_image, self.accelerator, self._write_bad_images)
         self.evaluated = True  # whether the evaluation that is due after this step is done
         self.best: dict[str, Any] | None = None
         self.rows: list[dict[str, Any]] = []
@@ -141,9 +144,11 @@ class Session:
         self.average: AveragedModel | None = None
         if recipe.optimization.ema_decay is not None:
             self.average = build_average(model.to(accelerator.device), recipe.optimization.ema_decay)
-        optimizer = build_optimizer(model, recipe.optimization)
+        optimizer = build_optimizer(model, recipe.optimization, scaled=recipe.mixed_precision == "fp16")
         self.schedule: LRScheduler = build_schedule(optimizer, recipe.optimization, plan)
         self.step = state["step"] if state else 0
+        if state and state.get("bad_images"):
+            self.bad_images.load_state_dict(state["bad_images"])
         loader, prepare = build_train_loader(
             pictures.train,
             **pictures.columns,
@@ -156,7 +161,10 @@ class Session:
             first_step=self.step,
             repeats=recipe.augmentation.repeats,
             draw=self.task.draw,
+            skip_bad=pictures.skip_bad,
+            passed_over=self.bad_images.passed_over,
         )
+        self.samples: Any = loader.dataset
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             set_up_deepspeed(recipe, plan, accelerator)
         self.model_class, self.config = type(model), model.config  # FSDP makes a class of its own
@@ -236,6 +244,7 @@ class Session:
         self.energy_before = state.get("energy_kwh") if same else None
         if self.folder is not None:
             self.folder.write_metrics(self.rows)
+            self._write_bad_images()
 
     # ------------------------------------------------------------------------------ scores
     def score(
@@ -253,7 +262,9 @@ class Session:
             processor=self.processor,
             batch_size=self.recipe.evaluation_batch_size * self.accelerator.num_processes,
             workers=self.recipe.workers,
+            skip_bad=self.pictures.skip_bad,
         )
+        samples: Any = loader.dataset
         loader = self.accelerator.prepare_data_loader(loader)
         network = network or (self.model if self.average is None else self.average.module)
 
@@ -261,7 +272,13 @@ class Session:
             self.energy.sample()
             on_batch(count)
 
-        return self.task.score(network, loader, self.accelerator, num_samples=num_rows(split), on_batch=after_batch)
+        bad = self.bad_images.after_scoring(samples, "validation" if split is self.pictures.validation else "test")
+        options: dict[str, Any] = {"num_samples": num_rows(split), "on_batch": after_batch, "on_bad": bad}
+        return self.task.score(network, loader, self.accelerator, **options)
+
+    def _write_bad_images(self) -> None:
+        if self.folder is not None and self.bad_images.skip:
+            self.folder.write_text(RECORD, self.bad_images.lines())
 
     def on_any_process(self, mine: bool) -> bool:
         """Whether it is so on any process."""
@@ -336,6 +353,7 @@ class Session:
             "pieces": self.stepper.pieces,
             "n_averaged": None if self.average is None else int(self.average.n_averaged),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+            "bad_images": self.bad_images.state_dict() if self.bad_images.skip else None,
             "recipe": self.recipe.to_dict(),
             "data": self.record["data"],
             "record": self.record,

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
+from ..data.bad_images import PASSED_OVER
 from ..data.order import seed_from
 from .optim import StepPlan
 from .recipe import Recipe
@@ -32,6 +33,10 @@ class StepOutcome:
     """Mean over the global batch."""
     flags: list[bool]
     """Each true when it was so on any process."""
+    passed_over: int = 0
+    """Bad samples that were passed over for those of the step, on all processes."""
+    passed_over_here: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+    """Of this process only: for each batch, its rows and how many were passed over before each."""
 
 
 class Stepper:
@@ -69,26 +74,29 @@ class Stepper:
             MemoryError: the smallest batch does not fit, or the batch of one of several processes.
         """
         accelerator, optimization = self.accelerator, self.recipe.optimization
-        loss, rows = self._forward_and_backward(step, batches)
+        loss, seen = self._forward_and_backward(step, batches)
+        passed_over = tuple((batch["rows"], batch[PASSED_OVER]) for batch in seen if PASSED_OVER in batch)
         norm = accelerator.clip_grad_norm_(self.model.parameters(), optimization.clip_norm or math.inf)
         if accelerator.scaler is not None or norm is None:  # fp16: the scaler passes over steps that overflow
             norm = torch.zeros(())
         norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
-        mine = [loss.float(), norm.float().to(loss.device)]
-        shared = torch.stack([*mine, *(torch.tensor(float(flag), device=loss.device) for flag in flags())])
-        loss_sum, norm_sum, *counts = accelerator.reduce(shared, "sum").tolist()  # the step's only wait for the device
+        counts = [sum(int(count.sum()) for _, count in passed_over), *flags()]
+        mine = [loss.float(), norm.float().to(loss.device), *torch.tensor(counts, dtype=torch.float32).to(loss.device)]
+        shared = accelerator.reduce(torch.stack(mine), "sum").tolist()  # the step's only wait for the device
+        loss_sum, norm_sum, passed_over_sum, *flag_sums = shared
         if not math.isfinite(loss_sum + norm_sum):
-            self._stop_at_non_finite(step, loss.item(), rows)
+            self._stop_at_non_finite(step, loss.item(), torch.cat([batch["rows"] for batch in seen]))
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:
             self.schedule.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(accelerator.unwrap_model(self.model, keep_torch_compile=False))
-        return StepOutcome(loss_sum / accelerator.num_processes, [count > 0 for count in counts])
+        mean = loss_sum / accelerator.num_processes
+        return StepOutcome(mean, [count > 0 for count in flag_sums], int(passed_over_sum), passed_over)
 
-    def _forward_and_backward(self, step: int, batches: Iterator[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Leave the gradient of the step's mean loss; return the loss of this process and the rows it saw."""
+    def _forward_and_backward(self, step: int, batches: Iterator[Batch]) -> tuple[torch.Tensor, list[Batch]]:
+        """Leave the gradient of the step's mean loss; return the loss of this process and the batches it saw."""
         seen: list[Batch] = []
         while True:
             try:
@@ -97,7 +105,7 @@ class Stepper:
                     if part == len(seen):
                         seen.append(next(batches))
                     loss += self._batch(step, part, seen[part])
-                return loss, torch.cat([batch["rows"] for batch in seen])
+                return loss, seen
             except torch.OutOfMemoryError as error:
                 self._use_smaller_pieces(seen[-1], error)
 
@@ -110,7 +118,8 @@ class Stepper:
             torch.manual_seed(
                 seed_from("step", self.recipe.seed, step, part * pieces + number, accelerator.process_index)
             )
-            piece = {name: tensor[number * length : (number + 1) * length] for name, tensor in batch.items()}
+            place = slice(number * length, (number + 1) * length)
+            piece = {name: tensor[place] for name, tensor in batch.items() if name != PASSED_OVER}
             piece = self.prepare(piece, accelerator.device)
             last = part == self.plan.accumulation - 1 and number == pieces - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):

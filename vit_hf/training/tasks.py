@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.mixing import PairMixing, PatchMasking
-from ..evaluation.scoring import Scores, gather_rows, score
+from ..evaluation.scoring import OnBad, Scores, gather_rows, score
 from ..modeling_vit_hf import (
     VitHfForImageClassification,
     VitHfForMaskedImageModeling,
@@ -58,9 +58,10 @@ class Classification:
         *,
         num_samples: int | None,
         on_batch: Callable[[int], None] = lambda count: None,
+        on_bad: OnBad = lambda rows: None,
     ) -> Scores:
         """Return the logits of a split, every picture once."""
-        return score(model, loader, accelerator, num_samples=num_samples, on_batch=on_batch)
+        return score(model, loader, accelerator, num_samples=num_samples, on_batch=on_batch, on_bad=on_bad)
 
     @staticmethod
     def is_better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
@@ -108,18 +109,22 @@ class MaskedImageModeling:
         *,
         num_samples: int | None,
         on_batch: Callable[[int], None] = lambda count: None,
+        on_bad: OnBad = lambda rows: None,
     ) -> "Errors":
         """Return the error of a split, every picture once."""
 
         def errors(batch: Batch) -> tuple[torch.Tensor]:
             pixels = batch["pixel_values"]
-            hidden = self._draw_fixed(batch["rows"].tolist(), *pixels.shape[-2:])["bool_masked_pos"].to(pixels.device)
+            hidden = self._draw_fixed(batch["rows"].abs().tolist(), *pixels.shape[-2:])["bool_masked_pos"].to(
+                pixels.device
+            )
             found = model(pixel_values=pixels, bool_masked_pos=hidden).reconstruction
             return (reconstruction_error(found, pixels, hidden, network.config.patch_hw),)
 
         network = accelerator.unwrap_model(model, keep_torch_compile=False)
-        (rows,) = gather_rows(model, loader, accelerator, errors, num_samples=num_samples, on_batch=on_batch)
-        return Errors(rows)
+        options: dict[str, Any] = {"num_samples": num_samples, "on_batch": on_batch, "on_bad": on_bad}
+        (found,) = gather_rows(model, loader, accelerator, errors, **options)
+        return Errors(found)
 
     @staticmethod
     def is_better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:

@@ -33,16 +33,18 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput, rotate_checkpoints
 
+from ..data.bad_images import PASSED_OVER
 from ..data.columns import check_labels, find_image_column, find_label_column
 from ..data.loading import build_evaluation_loader, build_train_loader
 from ..data.order import seed_from
 from ..data.pictures import DataFields, Split, num_rows
 from ..data.preparation import Preparation
 from ..data.transforms import Augmentation, TrainTransform
-from ..evaluation.scoring import score
+from ..evaluation.scoring import Scores, score
 from ..image_processing_vit_hf import VitHfImageProcessor
 from ..modeling_vit_hf import VitHfForImageClassification
 from .optim import build_average, build_optimizer, build_schedule, plan_steps
+from .passed_over import PassedOver
 from .progress import quiet_transformers
 from .recipe import Optimization, Recipe
 from .state import MANIFEST, DamagedFolderError, check_folder
@@ -66,6 +68,7 @@ class VitHfTrainer(Trainer):
             its own, as `training_arguments` makes them.
         evaluate_every: epochs between two events of the "epoch" strategies.
         image_column, label_column: needed only where the feature types do not settle it.
+        on_bad_image: "raise", or "skip" for what `DataFields.on_bad_image` says; `bad_images` then knows them.
         compute_metrics: from `EvalPrediction`, whose rows are those of the split, to further metrics.
         callbacks, optimizers: as for the stock Trainer.
 
@@ -95,6 +98,7 @@ class VitHfTrainer(Trainer):
         evaluate_every: float = 1.0,
         image_column: str | None = None,
         label_column: str | None = None,
+        on_bad_image: str = "raise",
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
@@ -108,6 +112,7 @@ class VitHfTrainer(Trainer):
         self._opened: WeakKeyDictionary[Split, tuple[Split, dict[str, Any]]] = WeakKeyDictionary()
         self._train_split = None if train_dataset is None else self._open(train_dataset, "train")
         self._preparation: Preparation | None = None
+        self._samples: Any = None
         self.average: AveragedModel | None = None
         self.step_loss = 0.0
         """Mean loss of the latest step, or of its accumulated batches so far, in this process."""
@@ -123,6 +128,8 @@ class VitHfTrainer(Trainer):
             callbacks=[_Epochs(self, evaluate_every), *(callbacks or [])],
             optimizers=optimizers,
         )
+        self.bad_images = PassedOver(on_bad_image, self.accelerator)
+        """What could not be decoded, the same in all processes."""
         self.model_accepts_loss_kwargs = False  # each batch's mean counts alike: their sizes are equal
         if not had_cache_field:
             del model.config.use_cache  # which Trainer adds; it would be saved
@@ -209,7 +216,9 @@ class VitHfTrainer(Trainer):
             workers=self.args.dataloader_num_workers,
             repeats=self.augmentation.repeats,
             draw=self.task.draw,
+            skip_bad=self.bad_images.skip,
         )
+        self._samples = loader.dataset
         return accelerator.prepare_data_loader(loader, device_placement=False)  # `_prepare_inputs` moves the batches
 
     def get_eval_dataloader(self, eval_dataset: str | Split | None = None) -> DataLoader:
@@ -229,6 +238,7 @@ class VitHfTrainer(Trainer):
             processor=self.processing_class,
             batch_size=self.args.per_device_eval_batch_size * shares,
             workers=self.args.dataloader_num_workers,
+            skip_bad=self.bad_images.skip,
         )
         return self.accelerator.prepare(loader)
 
@@ -282,12 +292,29 @@ class VitHfTrainer(Trainer):
             self._step, self._part, self.step_loss = step, 0, 0.0
         torch.manual_seed(seed_from("step", self.args.seed, step, self._part, self.args.process_index))
         self._part += 1
+        if (passed_over := inputs.pop(PASSED_OVER, None)) is not None:
+            self._note_passed_over(inputs["rows"], passed_over)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss.item()):
             rows = ", ".join(map(str, inputs["rows"][:8].tolist())) + (", ..." if len(inputs["rows"]) > 8 else "")
             raise FloatingPointError(self._not_finite(f"the loss is {loss.item()}", f", training rows {rows}"))
         self.step_loss += loss.item()
         return loss
+
+    def _note_passed_over(self, rows: torch.Tensor, passed_over: torch.Tensor) -> None:
+        """Record what a batch passed over; of several processes all take part, each batch."""
+        total = int(self.accelerator.reduce(passed_over.sum().float().to(self.accelerator.device), "sum"))
+        if total:
+            taken = self._step * self.get_total_train_batch_size(self.args)
+            pairs = [(rows.cpu(), passed_over.cpu())]
+            self.bad_images.after_batches(self._samples, pairs, total=total, taken=taken)
+
+    def measure(self, network: nn.Module, dataloader: DataLoader, split: str) -> Scores:
+        """Score every row once; bad ones, where they are skipped, are recorded under the name of the split."""
+        samples: Any = dataloader.dataset
+        count = None if isinstance(samples, torch.utils.data.IterableDataset) else len(samples)
+        on_bad = self.bad_images.after_scoring(samples, split)
+        return score(network, dataloader, self.accelerator, num_samples=count, on_bad=on_bad)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Augment a training batch on the device; an evaluation batch is ready."""
@@ -335,7 +362,7 @@ class VitHfTrainer(Trainer):
         if self.optimization is None:
             return super().create_optimizer(model)
         if self.optimizer is None:
-            self.optimizer = build_optimizer(model or self.model, self.optimization)
+            self.optimizer = build_optimizer(model or self.model, self.optimization, scaled=self.args.fp16)
         if self.average is None and self.optimization.ema_decay is not None:
             self.average = build_average(self.model, self.optimization.ema_decay)
         return self.optimizer
@@ -368,9 +395,8 @@ class VitHfTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Score every row of a split once, with the weights that would be saved as the result."""
         network = self.model_wrapped if self.average is None else self.average.module
-        split: Any = dataloader.dataset
-        rows = None if isinstance(split, torch.utils.data.IterableDataset) else len(split)
-        scores = score(network, dataloader, self.accelerator, num_samples=rows)
+        samples: Any = dataloader.dataset
+        scores = self.measure(network, dataloader, "validation" if samples.name == "evaluation" else samples.name)
         predictions, labels = scores.logits.numpy(), scores.labels.numpy()
         metrics: dict[str, float] = {**scores.measure()}
         count = int(metrics.pop("n"))
@@ -418,12 +444,12 @@ class VitHfTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
-            parts = {"schedule": self.lr_scheduler, "scaler": self.accelerator.scaler}
+            parts = {"schedule": self.lr_scheduler, "scaler": self.accelerator.scaler, "bad_images": self.bad_images}
             write_state(Path(output_dir), self.model, self.optimizer, parts, self.average, self._facts())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            parts = {"schedule": self.lr_scheduler, "scaler": self.accelerator.scaler}
+            parts = {"schedule": self.lr_scheduler, "scaler": self.accelerator.scaler, "bad_images": self.bad_images}
             read_state(Path(checkpoint), self.model, self.optimizer, parts, self.average, self._facts())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -91,7 +91,7 @@ def read_state(
         raise DamagedFolderError(f"{folder / _OPTIMIZER} lacks, or has beside what was saved: {', '.join(different)}")
     restore_optimizer(model, optimizer, tensors, state["groups"])
     for name, part in parts.items():
-        if part is not None and state[name] is not None:
+        if part is not None and state.get(name) is not None:  # one of an earlier version has no bad images
             part.load_state_dict(state[name])
     if average is not None:
         load_weights(average.module, folder / AVERAGE)

@@ -17,10 +17,11 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from ..data.bad_images import RECORD
 from ..data.pictures import Pictures, Split, num_rows, open_pictures
 from ..evaluation.analysis import analyse
 from ..evaluation.predictions import PREDICTIONS, Predictions, write_predictions
-from ..evaluation.scoring import Scores, score
+from ..evaluation.scoring import Scores
 from ..inspection.plots import plot_learning_curves
 from ..modeling_vit_hf import VitHfForImageClassification
 from .checkpoint import next_output
@@ -158,6 +159,7 @@ def _run(recipe: Recipe, path: Path, resume: str | Path | None, quiet: bool) -> 
             evaluate_every=recipe.evaluate_every,
             image_column=pictures.source.image_column,
             label_column=pictures.source.label_column,
+            on_bad_image=recipe.data.on_bad_image,
             callbacks=callbacks,
         )
         for shown in (ProgressCallback, PrinterCallback):
@@ -190,6 +192,8 @@ def _run(recipe: Recipe, path: Path, resume: str | Path | None, quiet: bool) -> 
             folder.write_metrics(rows)
             if not math.isinf(trainer.steps_per_epoch):  # a streamed set has no epochs to draw over
                 plot_learning_curves(rows, path / "learning_curves.png")
+            if trainer.bad_images.skip:
+                folder.write_text(RECORD, trainer.bad_images.lines())
             folder.write_json("results.json", results)
         trainer.accelerator.wait_for_everyone()
     return TrainResult(path, results, args.should_save)
@@ -207,17 +211,17 @@ def _results(
         network = VitHfForImageClassification.from_pretrained(path).to(trainer.args.device)
     state, length = trainer.state, trainer.steps_per_epoch
 
-    def measure(split: Split) -> Scores:
-        return score(network, trainer.get_eval_dataloader(split), trainer.accelerator, num_samples=num_rows(split))
+    def measure(split: Split, name: str) -> Scores:
+        return trainer.measure(network, trainer.get_eval_dataloader(split), name)
 
     best = recipe.keep == "best"
     if best:
         assert pictures.validation is not None
-        again, recorded = measure(pictures.validation).measure()["top1"], float(state.best_metric or 0.0)
+        again, recorded = measure(pictures.validation, "validation").measure()["top1"], float(state.best_metric or 0.0)
         tolerance = 0.002 if recipe.compile else 0.0  # compiled and plain kernels round differently
         if abs(again - recorded) > tolerance:
             raise RuntimeError(f"the saved model scores {again:.4%} on validation, its record says {recorded:.4%}")
-    scores = measure(pictures.test)
+    scores = measure(pictures.test, "test")
     results = {
         **scores.measure(),
         "split": pictures.test_name,
@@ -232,6 +236,9 @@ def _results(
         **record,
         **analyse(scores, pictures.source.label_names),
     }
+    if trainer.bad_images.skip:
+        splits = ["train", "validation", "test"] if pictures.validation is not None else ["train", "test"]
+        results["bad_images"] = trainer.bad_images.counts(splits)
     return results, scores
 
 
