@@ -16,6 +16,7 @@ Shapes: B pictures, C channels, h x w pixels as they come, H x W as the model se
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 from datasets import Dataset, IterableDataset
@@ -25,6 +26,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 
 from ..image_processing_vit_hf import VitHfImageProcessor
 from .bad_images import BAD, PASSED_OVER, BadImage, GoodRows, describe
+from .columns import label_values
 from .drafts import cut_picture
 from .draws import sample_keys
 from .images import read_rgb
@@ -36,6 +38,11 @@ from .transforms import TrainTransform
 from .workers import leave_requests_to_the_run
 
 Draw = Callable[[list[int], int, int], dict[str, torch.Tensor]]
+
+
+def _labels(split: Dataset, column: str) -> torch.Tensor:
+    """Return all labels, (N,) int64; row by row it would take as long as decoding small pictures."""
+    return torch.from_numpy(label_values(split, column).to_numpy(zero_copy_only=False).astype(np.int64))
 
 
 class TrainRows(TorchDataset):
@@ -61,7 +68,7 @@ class TrainRows(TorchDataset):
         cached: bool = False,
         skip_bad: bool = False,
     ):
-        self.images, self.labels = split.select_columns([image_column]), torch.tensor(split[label_column])
+        self.images, self.labels = split.select_columns([image_column]), _labels(split, label_column)
         self.image_column, self.transform, self.seed, self.cached = image_column, transform, seed, cached
         self.good = GoodRows(self._cut, len(split)) if skip_bad else None
 
@@ -70,16 +77,15 @@ class TrainRows(TorchDataset):
 
     def __getitems__(self, addresses: list[Address]) -> dict[str, torch.Tensor]:
         """Return `keys`, `labels`, `rows`, `positions`, (B,) int64, and unless cached `pixels`, uint8 (B, C, h, w)."""
-        positions, epochs, rows, copies = zip(*addresses, strict=True)
-        keys = sample_keys(self.seed, epochs, rows, copies)
-        batch = {"keys": torch.from_numpy(keys), "positions": torch.tensor(positions)}
+        positions, epochs, rows, copies = np.array(addresses, dtype=np.int64).T.copy()
+        keys, numbers = sample_keys(self.seed, epochs, rows, copies), torch.from_numpy(rows)
+        batch = {"keys": torch.from_numpy(keys), "positions": torch.from_numpy(positions)}
         if not self.cached:
-            pixels: Iterable[torch.Tensor] = map(self._cut, rows, keys.tolist())
+            pixels: Iterable[torch.Tensor] = map(self._cut, rows.tolist(), keys.tolist())
             if self.good is not None:
-                rows, pixels, passed_over = zip(*map(self.good, rows, keys.tolist()), strict=True)
-                batch[PASSED_OVER] = torch.tensor(passed_over)
+                taken, pixels, passed_over = zip(*map(self.good, rows.tolist(), keys.tolist()), strict=True)
+                numbers, batch[PASSED_OVER] = torch.tensor(taken), torch.tensor(passed_over)
             batch["pixels"] = default_collate(list(pixels))  # in a loader process into memory that all share
-        numbers = torch.tensor(rows)
         return {**batch, "labels": self.labels[numbers], "rows": numbers}
 
     def _cut(self, row: int, key: int) -> torch.Tensor:
@@ -145,7 +151,7 @@ class EvaluationRows(TorchDataset):
         stand_in: PIL.Image.Image | None = None,
     ):
         self.stand_in = stand_in
-        self.images, self.labels = split.select_columns([image_column]), torch.tensor(split[label_column])
+        self.images, self.labels = split.select_columns([image_column]), _labels(split, label_column)
         self.image_column, self.name, self.pixels = image_column, name, pixels
 
     def __len__(self) -> int:
