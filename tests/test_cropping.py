@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional
 from vit_hf.data import cropping
 from vit_hf.data.cropping import BICUBIC, BILINEAR, LANCZOS, NEAREST, cut_and_resize, inception_boxes
 from vit_hf.data.draws import sample_keys
+from vit_hf.data.host import exact_products
 
 MODES = {
     NEAREST: InterpolationMode.NEAREST_EXACT,
@@ -132,6 +133,22 @@ def test_the_result_does_not_depend_on_how_a_caller_lets_matrices_be_multiplied(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(cut_and_resize(pixels, boxes, (32, 32), resample=BICUBIC), expected)
         assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_exact_products_are_asked_for_within_only(precision):
+    before = torch.get_float32_matmul_precision()
+    kernels = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    try:
+        torch.set_float32_matmul_precision(precision)
+        outside = [kernel.fp32_precision for kernel in kernels]
+        with exact_products(torch.device("cpu")):
+            assert [kernel.fp32_precision for kernel in kernels] == ["ieee", "ieee"]
+        assert [kernel.fp32_precision for kernel in kernels] == outside
+        assert torch.get_float32_matmul_precision() == precision
+        assert torch.backends.cuda.matmul.allow_tf32 == (precision != "highest")
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -1,11 +1,14 @@
 """Rectangles have the distribution of torchvision's RandomErasing; the noise is normal and its own at every pixel."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torchvision.transforms import v2
 
+from vit_hf.data import draws
 from vit_hf.data.draws import sample_keys
 from vit_hf.data.erasing import _mixed, erase, erasing_boxes
 
@@ -71,6 +74,26 @@ def test_the_noise_is_normal_and_independent_between_neighbours():
             assert abs(torch.corrcoef(numbers)[0, 1]) < 5 / pairs.shape[1] ** 0.5
 
 
+def test_the_noise_is_box_and_mullers_of_splitmix_by_key_and_place():
+    """Other noise here means that a run that goes on from a checkpoint sees other pictures than it would have."""
+    keys, noise = keys_of(3), erased(3, (4, 5)).flatten(1)
+    for key, numbers in zip(keys.tolist(), noise, strict=True):
+        start = splitmix_hash(key)
+        for place in (0, 7, 59):
+            bits = splitmix_hash(start + (place + 1) * 0x9E3779B97F4A7C15)
+            radius = math.sqrt(-2 * math.log(((bits >> 40) + 1) / 2**24))
+            expected = radius * math.cos(2 * math.pi * (bits >> 8 & 0xFFFFFF) / 2**24)
+            assert numbers[place].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)  # of float32 steps
+
+
+def splitmix_hash(z: int) -> int:
+    """Return the hash of SplitMix64 (doi 10.1145/2660193.2660195) in Python's integers."""
+    z &= 2**64 - 1
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return z ^ (z >> 31)
+
+
 def test_the_noise_of_a_pixel_does_not_depend_on_the_rectangle_nor_on_the_batch():
     keys, whole = keys_of(20), erased(20, (16, 16))
     boxes = erasing_boxes((16, 16), keys, 1.0)
@@ -91,8 +114,6 @@ def test_where_places_cannot_be_counted_the_noise_is_the_same(monkeypatch):
 
 
 def test_the_hash_on_tensors_is_that_of_the_draws():
-    from vit_hf.data import draws
-
     bits = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 1000)
     expected = draws._mixed(bits.astype(np.uint64)).astype(np.int64)
     assert np.array_equal(_mixed(torch.from_numpy(bits)).numpy(), expected)

@@ -47,6 +47,9 @@ def test_jitter_is_drawn_as_in_torchvision(share):
     assert np.abs(np.corrcoef(factors.T) - np.eye(3)).max() < 5 / 20_000**0.5
     assert stats.chisquare(np.unique(order, axis=0, return_counts=True)[1]).pvalue > 0.001
     assert len(np.unique(order, axis=0)) == 6
+    assert stats.kruskal(*(factors[order[:, 0] == kind, 0] for kind in range(3))).pvalue > 0.001  # whatever the factors
+    assert factors.min() - max(0.0, 1 - share) < 0.001
+    assert 1 + share - factors.max() < 0.001
 
 
 # ---------------------------------------------------------------------------------------------- DeiT III

@@ -136,6 +136,7 @@ def test_operations_and_signs_come_as_often_as_in_torchvision():
         assert kinds == sorted(theirs[column])
         table = [[found[kind] for kind in kinds], [theirs[column][kind] for kind in kinds]]
         assert stats.chi2_contingency(table).pvalue > 0.001
+    assert abs(operations.negative.mean() - 0.5) < 5 * 0.5 / operations.negative.size**0.5
     pairs = np.bincount(operations.kinds[:, 0] * 14 + operations.kinds[:, 1], minlength=196)
     assert stats.chisquare(pairs).pvalue > 0.001  # the two of a picture have nothing to do with each other
 
