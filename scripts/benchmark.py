@@ -1,53 +1,127 @@
 """Compare our speed with that of timm, transformers' own ViT and torchvision, on the same work and the same machine.
 
-The libraries run in turns within one process, so what else the machine does falls on all alike; what counts is the
-ratio to the best peer in each round. In the same run it is checked that all compute the same.
+The libraries take turns within one process (within a round, where each is a process), so what else the machine does
+falls on all alike; what counts is the ratio to the best peer in each round. That all compute the same is checked in the
+run that is timed.
 
-    python scripts/benchmark.py --mode infer train --model Ti/16 B/16 Ti/4@32 --precision fp32 bf16
-    python scripts/benchmark.py --mode infer train --device cuda --compile yes     # on a machine with CUDA
+    infer   the class logits of one batch in memory, with the same weights in all
+    train   a step on that batch: forward, cross-entropy, backward, AdamW
+    input   real pictures in, batches on the device out, with the augmentation of cifar100_scratch and of deit
+    epoch   `vit-hf train cifar100_scratch` against a timm-style and a Trainer-style script, and its memory
+
+    python scripts/benchmark.py --model Ti/16 B/16 Ti/4@32 --precision fp32
+    python scripts/benchmark.py --mode input --cifar100 uoft-cs/cifar100 --imagenet FOLDER
+    python scripts/benchmark.py --mode epoch --cifar100 uoft-cs/cifar100 --images 1000 --rounds 1
+    python scripts/benchmark.py --mode infer train input epoch --device cuda --compile yes --cifar100 uoft-cs/cifar100
 
 It prints tables, and writes benchmark.json (machine, versions, settings, every round), benchmark.md and benchmark.png
-into the folder that --output names.
+into the folder that --output names, anew after each case. What cannot be measured here (no CUDA device, no data) is
+listed as such.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import models, report
+from benchmarks import epochs, inputs, models, report
 from benchmarks.machine import describe_machine
 from rich.console import Console
 
 from vit_hf.inspection.style import save_figure
 
-MODES = ("infer", "train")
+MODES = ("infer", "train", "input", "epoch")
+PICTURES = {"cifar100": 5120, "imagenet": 512}  # of a pass in mode input
+Work = tuple[Any, str | None, Callable[[], dict[str, Any]]]
 
 
 def read_options(words: list[str]) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--mode", nargs="+", choices=MODES, default=["infer", "train"])
-    parser.add_argument("--model", nargs="+", default=["Ti/16", "S/16", "B/16", "Ti/4@32"], metavar="NAME",
-                        help="variant at 224 px, or with its pixels: Ti/4@32")  # fmt: skip
-    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
-    parser.add_argument("--compile", nargs="+", choices=("no", "yes"), default=["no"], help="torch.compile for all")
-    parser.add_argument("--device", nargs="+", choices=("cpu", "cuda"), default=["cpu", "cuda"])
-    parser.add_argument("--batch", type=int, help="pictures a batch; by device and model when not given")
-    parser.add_argument("--rounds", type=int, default=15, help="times that each library is timed")
-    parser.add_argument("--seconds", type=float, default=0.2, help="least time of one timing; short calls are repeated")
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out (a process for each library)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch on the CPU")
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder for the record")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--mode", nargs="+", choices=MODES, default=["infer", "train"])
+    add("--device", nargs="+", choices=("cpu", "cuda"), default=["cpu", "cuda"])
+    add(
+        "--precision",
+        nargs="+",
+        choices=("fp32", "bf16"),
+        help="fp32 and bf16; for mode epoch fp32 on a CPU, else bf16",
+    )
+    add("--batch", type=int, help="pictures a batch; by mode, device and model when not given")
+    add("--rounds", type=int, help="times that each library is timed: 15, in mode input 7, in mode epoch 3")
+    add("--seconds", type=float, default=0.2, help="least time of one timing; short ones are repeated")
+    add("--threads", type=int, default=torch.get_num_threads(), help="threads of torch on the CPU")
+    add("--output", type=Path, default=Path("runs/benchmark"), help="folder for the record")
+    net = parser.add_argument_group("modes infer and train")
+    add = net.add_argument
+    add("--model", nargs="+", default=["Ti/16", "S/16", "B/16", "Ti/4@32", "S/4@32"], metavar="NAME",
+        help="variant at 224 px, or with its pixels: Ti/4@32")  # fmt: skip
+    add("--compile", nargs="+", choices=("no", "yes"), default=["no"], help="torch.compile for all")
+    add("--no-memory", action="store_true", help="leave peak memory out (a process for each library)")
+    data = parser.add_argument_group("modes input and epoch")
+    add = data.add_argument
+    add("--cifar100", metavar="SOURCE", help="CIFAR-100: folder, archive or Hub id")
+    add("--imagenet", metavar="SOURCE", help="pictures of ImageNet's kind")
+    add("--pictures", type=int, help="pictures of a pass in mode input: 5,120 of CIFAR-100, 512 of ImageNet")
+    add("--net", nargs="+", default=["Ti/4", "S/4"], metavar="NAME", help="networks of mode epoch, patches for 32 px")
+    add("--images", nargs="+", type=int, default=[1000, 10_000, 50_000], help="training pictures in mode epoch")
+    add("--processes", nargs="+", type=int, default=[1, 2], help="processes in mode epoch")
+    add("--epochs", type=int, default=8, help="epochs over which mode epoch watches memory; 0 for none")
     options = parser.parse_args(words)
-    for name in ("rounds", "threads", "batch"):
+    for name in ("rounds", "threads", "batch", "pictures"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} is {value}; expected 1 or more")
     return options
+
+
+def plan(options: argparse.Namespace) -> list[Work]:
+    """Return the cases, why each cannot be measured here (or None), and what measures it."""
+    return [
+        *(_plan_models(options)),
+        *(_plan_inputs(options) if "input" in options.mode else ()),
+        *(_plan_epochs(options) if "epoch" in options.mode else ()),
+    ]
+
+
+def _plan_models(options: argparse.Namespace) -> Iterator[Work]:
+    modes = [mode for mode in ("infer", "train") if mode in options.mode]
+    graphs, precisions = [word == "yes" for word in options.compile], options.precision or ["fp32", "bf16"]
+    for case in models.cases(modes, options.model, precisions, graphs, options.device, options.batch):
+        limits = {"rounds": options.rounds or 15, "min_seconds": options.seconds, "memory": not options.no_memory}
+        yield case, _no_device(case.device), partial(models.measure, case, **limits)
+
+
+def _plan_inputs(options: argparse.Namespace) -> Iterator[Work]:
+    for case in inputs.cases(list(inputs.RECIPES), options.device, options.batch):
+        source = getattr(options, case.set_name)
+        limits = {"rounds": options.rounds or 7, "min_seconds": options.seconds}
+        pictures = options.pictures or PICTURES[case.set_name]
+        lacking = _no_device(case.device) or _no_data(source, case.set_name)
+        yield case, lacking, partial(inputs.measure, case, source, pictures=pictures, **limits)
+
+
+def _plan_epochs(options: argparse.Namespace) -> Iterator[Work]:
+    for device in options.device:
+        precisions = options.precision or ["fp32" if device == "cpu" else "bf16"]
+        sizes = (options.net, options.images, options.processes, precisions)
+        for case in epochs.cases(*sizes, [device], options.batch, options.epochs):
+            lacking = epochs.missing(case) or _no_data(options.cifar100, "cifar100")
+            limits = {"rounds": options.rounds or 3, "threads": options.threads}
+            yield case, lacking, partial(epochs.measure, case, options.cifar100, **limits)
+
+
+def _no_device(device: str) -> str | None:
+    return "no CUDA device here" if device == "cuda" and not torch.cuda.is_available() else None
+
+
+def _no_data(source: str | None, name: str) -> str | None:
+    return f"no data: give --{name} SOURCE" if source is None else None
 
 
 def main(words: list[str]) -> int:
@@ -55,28 +129,27 @@ def main(words: list[str]) -> int:
     options = read_options(words)
     torch.set_num_threads(options.threads)
     console = Console()
-    console.width = max(console.width, 100)  # the widest table, also into a file
+    console.width = max(console.width, 110)  # the widest table, also into a file
     machine = describe_machine(options.threads)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     records: list[dict[str, Any]] = []
     options.output.mkdir(parents=True, exist_ok=True)
-    graphs = [word == "yes" for word in options.compile]
-    table = models.cases(options.mode, options.model, options.precision, graphs, options.device, options.batch)
     started = time.perf_counter()
-    for case in table:
-        if case.device == "cuda" and not torch.cuda.is_available():
-            record = {"case": asdict(case), "pictures": case.batch, "rows": {name: {} for name in case.libraries},
-                      "not_measured": "no CUDA device here", "agrees": True}  # fmt: skip
-        else:
-            record = models.measure(case, rounds=options.rounds, min_seconds=options.seconds,
-                                    memory=not options.no_memory)  # fmt: skip
+    for case, lacking, measure in plan(options):
+        if lacking is None:
+            record = measure()
             console.print(report.render(record, machine["cuda"]))
+        else:
+            record = {"case": asdict(case), "pictures": case.batch, "rows": {name: {} for name in case.libraries},
+                      "not_measured": lacking, "agrees": True}  # fmt: skip
         records.append(record)
         _write(options.output, {"machine": machine, "settings": settings, "records": records})
-    missing = [report.title(record) for record in records if record.get("not_measured")]
+    missing = [record for record in records if record.get("not_measured")]
     if missing:
-        console.print("Not measured, because there is no CUDA device here:", *missing, sep="\n  ")
-    console.print(f"{time.perf_counter() - started:.0f} s; record, table and plot: {options.output}")
+        console.print("Not measured:")
+        for record in missing:
+            console.print(f"  {report.title(record)}: {record['not_measured']}")
+    console.print(f"{time.perf_counter() - started:.0f} s; record, tables and plot: {options.output}")
     wrong = [record for record in records if not record["agrees"] or record["rows"][report.OURS].get("failure")]
     for record in wrong:
         console.print(f"[bold red]outputs disagree, or ours failed: {report.title(record)}[/]")
@@ -84,13 +157,13 @@ def main(words: list[str]) -> int:
 
 
 def _write(folder: Path, whole: dict[str, Any]) -> None:
-    """Write the record, and what is made of it, anew after each case."""
+    """Write the record, and what is made of it, anew."""
     made = folder / "benchmark.json.tmp"
     made.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     made.replace(folder / "benchmark.json")
     (folder / "benchmark.md").write_text(report.markdown(whole["records"]), encoding="utf-8")
-    if any(not record.get("not_measured") for record in whole["records"]):
-        save_figure(report.draw(whole["records"]), folder / "benchmark.png")
+    if (plot := report.draw(whole["records"])) is not None:
+        save_figure(plot, folder / "benchmark.png")
 
 
 if __name__ == "__main__":

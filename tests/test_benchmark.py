@@ -1,5 +1,6 @@
 """The benchmark: who is compared computes the same, rounds and ratios are what they are called; nothing is timed."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from benchmarks import models, networks, report, timing
+import benchmark
+from benchmarks import epoch_runs, epochs, inputs, memory, models, networks, report, timing
 
 SMALL = "Ti/16@32"
 
@@ -84,3 +86,108 @@ def test_the_best_peer_is_that_of_the_rounds_and_ours_is_never_it():
     assert ours.ratio is not None
     assert ours.ratio.median == 0.5
     assert ours.rate == 0.4
+
+
+# ---------------------------------------------------------------------------------------------- records
+def record_of(mode: str, seconds: dict[str, list[float]], **case) -> dict:
+    rows = {name: {"seconds": each} for name, each in seconds.items()}
+    return {"case": {"mode": mode, **case}, "pictures": 8, "rows": rows, "agrees": True}
+
+
+def test_shares_are_of_the_fastest_way_to_run_the_products():
+    record = record_of("infer", {"vit_hf": [2.0], "timm": [4.0]}, precision="bf16")
+    record |= {"flops": 100, "products": {"flops": 80, "seconds": {"slow": [2.0], "fast": [1.0]}}}
+    ours, timm = report.lines(record, "NVIDIA H100 80GB HBM3")
+    assert (ours.share, timm.share) == (50 / 80, 25 / 80)
+    assert ours.mfu == pytest.approx(50 / 989e12)
+
+
+def test_the_markdown_table_has_a_row_for_each_case_measured_or_not():
+    measured = record_of("infer", {"vit_hf": [1.0, 3.0], "timm": [2.0, 4.0]}, model="B/16")
+    missing = {**record_of("infer", {}, model="L/16"), "rows": {"vit_hf": {}, "timm": {}}, "not_measured": "no CUDA"}
+    other = record_of("input", {"vit_hf": [1.0], "timm": [10.0]}, what="pictures")
+    tables = report.markdown([measured, other, missing]).split("\n\n")
+    assert [len(table.strip().splitlines()) for table in tables] == [4, 3]
+    assert tables[0].splitlines()[2] == "| infer, B/16 | 4 | 2.67 | **0.625** (0.562-0.688) |"
+    assert tables[0].splitlines()[3].startswith("| infer, L/16 | not measured |")
+    assert all(line.count("|") == table.splitlines()[0].count("|") for table in tables for line in table.splitlines())
+
+
+def test_the_plot_has_a_panel_for_each_mode_that_was_measured():
+    assert report.draw([{**record_of("train", {"vit_hf": []}), "not_measured": "no data"}]) is None
+    records = [
+        record_of("infer", {"vit_hf": [1.0], "vit_hf, prepared": [0.8], "timm": [1.1]}, model="B/16"),
+        record_of("input", {"vit_hf": [1.0], "timm": [40.0]}, what="pictures"),
+        record_of("epoch", {"vit_hf": [], "timm": []}, what="memory"),
+    ]
+    plot = report.draw(records)
+    assert plot is not None
+    assert [ax.get_xscale() for ax in plot.axes] == ["linear", "log"]
+    assert [ax.get_yticklabels()[0].get_text() for ax in plot.axes] == ["infer, B/16", "input, pictures"]
+
+
+def test_what_cannot_be_measured_is_written_as_such(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = ["--mode", "infer", "input", "epoch", "--device", "cuda", "--model", SMALL, "--output", str(tmp_path)]
+    assert benchmark.main(words) == 0
+    whole = json.loads((tmp_path / "benchmark.json").read_text())
+    reasons = [record["not_measured"] for record in whole["records"]]
+    assert reasons[:6] == ["no CUDA device here"] * 6
+    assert all("CUDA devices here" in reason for reason in reasons[6:])
+    assert torch.__version__.startswith(whole["machine"]["versions"]["torch"])
+    assert "Not measured" in capsys.readouterr().out
+    assert benchmark.main(["--mode", "input", "--device", "cpu", "--output", str(tmp_path)]) == 0
+    assert "give --cifar100 SOURCE" in (tmp_path / "benchmark.json").read_text()
+
+
+def test_peak_memory_forgets_what_was_before():
+    memory.forget_peak()
+    before = memory.held("VmRSS")
+    del_me = torch.ones(64, 2**18)  # 64 MiB
+    assert float(del_me.sum()) > 0
+    del del_me
+    assert memory.held("VmHWM") - before > 60 * 2**20
+    memory.forget_peak()
+    assert memory.held("VmHWM") - before < 40 * 2**20
+
+
+# ---------------------------------------------------------------------------------------------- input and epochs
+@pytest.mark.parametrize("kind", ["train", "evaluation"])
+def test_all_input_paths_bring_the_same_pictures(kind, monkeypatch, tmp_path):
+    monkeypatch.setenv("VIT_HF_CACHE", str(tmp_path))
+    monkeypatch.setattr(inputs, "WORKERS", (0,))
+    case = inputs.Case("input", f"cifar100 {kind}", "cpu", 16)
+    record = inputs.measure(case, "digits", pictures=500, rounds=1, min_seconds=0.0)
+    assert not [row["failure"] for row in record["rows"].values() if "failure" in row]
+    assert set(record["rows"]) == set(case.libraries)
+    if kind == "evaluation":
+        assert record["pictures"] == 500  # 359 test pictures, and 141 of them again
+        gaps = [row["difference"] for name, row in record["rows"].items() if name != "vit_hf"]
+        assert len(gaps) == 3
+        assert max(gaps) < 2.01 / 255  # a level
+    else:
+        assert record["pictures"] == 496
+        ours = record["rows"]["vit_hf"]
+        for row in record["rows"].values():
+            assert row["pixel_mean"] == pytest.approx(ours["pixel_mean"], abs=0.1)
+            assert row["pixel_std"] == pytest.approx(ours["pixel_std"], abs=0.1)
+
+
+@pytest.mark.parametrize("library", ["vit_hf", "timm", "Trainer"])
+def test_a_run_is_clocked_step_by_step(library, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("VIT_HF_CACHE", str(tmp_path))
+    wanted = {"model": "Ti/8", "source": "digits", "images": 16, "steps": 4, "batch": 8, "workers": 0, "threads": 1}
+    epoch_runs.main([library, json.dumps(wanted)])
+    clock = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert len(clock["step_seconds"]) == len(clock["wait_seconds"]) == 4
+    assert len(clock["rss"]) == 2
+    assert all(0 < wait < step for wait, step in zip(clock["wait_seconds"], clock["step_seconds"], strict=True))
+
+
+def test_an_epoch_is_as_many_steps_as_it_has_pictures():
+    case = epochs.cases(["Ti/4"], [1000], [1], ["fp32"], ["cpu"], 100, 0)[0]
+    run = {"setup_seconds": 1.0, "step_seconds": [9.0, 9.0, 2.0, 4.0], "wait_seconds": [5.0, 5.0, 0.5, 1.0]}
+    row = epochs._timed([run, {**run, "setup_seconds": 0.5}], case)
+    assert row["seconds"] == [30.0, 30.0]
+    assert row["waits"] == 0.25
+    assert row["shown"] == {"epoch (s)": "30.0", "waits for input": "25.0%", "set-up (s)": "1.0, then 0.5"}

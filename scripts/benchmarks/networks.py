@@ -79,20 +79,8 @@ def build(config: VitHfConfig, libraries: tuple[str, ...] = (OURS, *PEERS)) -> d
             module.load_state_dict(_in_their_names(ours, links, library), strict=True)
             networks[library] = Network(library, module, links)
     if PREPARED in libraries:
-        networks[PREPARED] = Network(PREPARED, prepared(ours), None)
+        networks[PREPARED] = Network(PREPARED, copy.deepcopy(ours), None)  # `place` prepares it, on its device
     return {library: networks[library] for library in libraries}
-
-
-def prepared(model: VitHfForImageClassification) -> nn.Module:
-    """Return a copy of our model made ready for inference."""
-    copied: Any = copy.deepcopy(model)
-    made = copied.prepare_for_inference()
-    return copied if made is None else made
-
-
-def can_prepare() -> bool:
-    """Whether our model has a form of its own for inference."""
-    return hasattr(VitHfForImageClassification, "prepare_for_inference")
 
 
 def their_name(name: str, library: str) -> str:
@@ -158,25 +146,32 @@ def forward_flops(config: VitHfConfig) -> int:
 
 def block_products(
     config: VitHfConfig, batch: int, *, dtype: torch.dtype, device: torch.device
-) -> tuple[Callable[[], None], int]:
-    """Return what runs the matrix products of all blocks and nothing else, and how many operations that is.
+) -> tuple[dict[str, Callable[[], None]], int]:
+    """Return ways to run the matrix products of all blocks and nothing else, and how many operations that is.
 
     Each block has its four (query, key and value; output; the MLP's two) with weights of its own, as a network does.
+    One way is torch's plain product; on a CPU another is oneDNN's on weights that were laid out for it before.
     """
     width, mlp = config.hidden_size, config.intermediate_size
     rows = batch * (math.prod(config.grid_hw) + 1)
-    shapes = [(width, 3 * width), (width, width), (width, mlp), (mlp, width)]
-    blocks = [
-        [torch.randn(out, into, dtype=dtype, device=device) for into, out in shapes]
-        for _ in range(config.num_hidden_layers)
-    ]
-    inputs = {into: torch.randn(rows, into, dtype=dtype, device=device) for into, _ in shapes}
+    shapes = [(width, 3 * width), (width, width), (width, mlp), (mlp, width)] * config.num_hidden_layers
+    inputs = {into: torch.randn(rows, into, dtype=dtype, device=device) for into in (width, mlp)}
     outputs = {out: torch.empty(rows, out, dtype=dtype, device=device) for _, out in shapes}
+    weights = [torch.randn(out, into, dtype=dtype, device=device) for into, out in shapes]
 
     @torch.no_grad()
-    def run() -> None:
-        for block in blocks:
-            for weight in block:
-                torch.mm(inputs[weight.shape[1]], weight.T, out=outputs[weight.shape[0]])
+    def plain() -> None:
+        for weight in weights:
+            torch.mm(inputs[weight.shape[1]], weight.T, out=outputs[weight.shape[0]])
 
-    return run, 2 * rows * sum(into * out for into, out in shapes) * config.num_hidden_layers
+    ways = {"torch.mm": plain}
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        laid_out = [torch.ops.mkldnn._reorder_linear_weight(weight) for weight in weights]
+
+        @torch.no_grad()
+        def packed() -> None:
+            for (into, _), weight in zip(shapes, laid_out, strict=True):
+                torch.ops.mkldnn._linear_pointwise(inputs[into], weight, None, "none", [], "")
+
+        ways["oneDNN, packed"] = packed
+    return ways, 2 * rows * sum(into * out for into, out in shapes)

@@ -1,14 +1,18 @@
 """Tables and plot of what was measured, all from the one record that is written as JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 from rich.table import Table
 
-from vit_hf.inspection.style import BLUE, FONT_SIZE, SKY, add_legend, new_figure, style_axes
+from vit_hf.inspection.style import BLUE, FONT_SIZE, LIGHT, VERMILION, add_legend, new_figure, style_axes
 
 from .machine import sheet_flops
 from .timing import Ratio, ratio
@@ -30,10 +34,11 @@ class Line:
     difference: float | None
     memory: int | None
     share: float | None
-    """Of the rate of the matrix products alone."""
+    """Of the rate of the matrix products alone, run in the fastest way."""
     mfu: float | None
     """Of the data sheet's rate (CUDA)."""
-    note: str
+    shown: dict[str, str]
+    """Further figures, ready to print, by the name of their column."""
 
 
 def lines(record: Mapping[str, Any], card: str | None = None) -> list[Line]:
@@ -56,8 +61,8 @@ def lines(record: Mapping[str, Any], card: str | None = None) -> list[Line]:
         if seconds and flops:
             mfu = flops / seconds / sheet if sheet else None
             if products:
-                share = flops / seconds / (products["flops"] / float(np.median(products["seconds"])))
-        note = row.get("failure") or row.get("memory_failure") or row.get("note") or ""
+                fastest = min(float(np.median(each)) for each in products["seconds"].values())
+                share = flops / seconds / (products["flops"] / fastest)
         made.append(
             Line(
                 library=name,
@@ -68,7 +73,7 @@ def lines(record: Mapping[str, Any], card: str | None = None) -> list[Line]:
                 memory=row.get("memory"),
                 share=share,
                 mfu=mfu,
-                note=note,
+                shown=row.get("shown", {}),
             )
         )
     return made
@@ -89,34 +94,39 @@ def render(record: Mapping[str, Any], card: str | None = None) -> Table:
     """Return one case as a table for the terminal."""
     found = lines(record, card)
     table = Table(title=title(record), title_justify="left", title_style="bold")
-    columns = ["images/s", "time / best", "quartiles"]
-    optional = {
-        "difference": ("difference", any(line.difference is not None for line in found)),
-        "memory": ("peak MiB", any(line.memory for line in found)),
-        "share": ("of products", any(line.share for line in found)),
-        "mfu": ("MFU", any(line.mfu for line in found)),
-        "note": ("", any(line.note for line in found)),
+    columns: dict[str, Callable[[Line], str]] = {
+        "images/s": lambda line: figure(line.rate),
+        "time / best": lambda line: "" if line.ratio is None else f"{line.ratio.median:.3f}",
+        "quartiles": lambda line: (
+            "" if line.ratio is None or line.best else f"{line.ratio.low:.3f}-{line.ratio.high:.3f}"
+        ),
+        "difference": lambda line: "" if line.difference is None else f"{line.difference:.1e}",
+        "peak MiB": lambda line: "" if line.memory is None else f"{line.memory / 2**20:,.0f}",
+        "of products": lambda line: "" if line.share is None else f"{line.share:.0%}",
+        "MFU": lambda line: "" if line.mfu is None else f"{line.mfu:.0%}",
     }
+    for name in dict.fromkeys(name for line in found for name in line.shown):
+        columns[name] = partial(_shown, name)
+    used = {name: texts for name, text in columns.items() if any(texts := [text(line) for line in found])}
     table.add_column("", no_wrap=True)
-    for column in [*columns, *(name for name, shown in optional.values() if shown)]:
-        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
-    for line in found:
-        texts = {
-            "difference": "" if line.difference is None else f"{line.difference:.1e}",
-            "memory": "" if line.memory is None else f"{line.memory / 2**20:,.0f}",
-            "share": "" if line.share is None else f"{line.share:.0%}",
-            "mfu": "" if line.mfu is None else f"{line.mfu:.0%}",
-            "note": line.note,
-        }
-        table.add_row(
-            line.library,
-            figure(line.rate),
-            "" if line.ratio is None else f"{line.ratio.median:.3f}",
-            "" if line.ratio is None or line.best else f"{line.ratio.low:.3f}-{line.ratio.high:.3f}",
-            *(texts[name] for name, (_, shown) in optional.items() if shown),
-            style="bold" if line.library.startswith(OURS) else None,
-        )
+    for name in used:
+        table.add_column(name, justify="right")
+    for place, line in enumerate(found):
+        style = "bold" if line.library.startswith(OURS) else None
+        table.add_row(line.library, *(texts[place] for texts in used.values()), style=style)
+    failed = [f"{name}: {failure(row)}" for name, row in record["rows"].items() if failure(row)]
+    if failed:
+        table.caption, table.caption_justify = "\n".join(failed), "left"
     return table
+
+
+def failure(row: Mapping[str, Any]) -> str:
+    """Return why a library or its memory could not be measured, or nothing."""
+    return row.get("failure") or row.get("memory_failure") or ""
+
+
+def _shown(name: str, line: Line) -> str:
+    return line.shown.get(name, "")
 
 
 def figure(rate: float | None) -> str:
@@ -127,62 +137,94 @@ def figure(rate: float | None) -> str:
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return all cases as one table: images a second of each library, and our best time over the best peer's."""
-    if not records:
-        return ""
-    names: list[str] = []
+    """Return a table for each mode: images a second of each library, and our time over the best peer's."""
+    tables = [_table_of_mode(group) for group in _by_mode(records).values()]
+    return "\n".join(tables)
+
+
+def _by_mode(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    modes: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        names += [name for name in record["rows"] if name not in names]
-    head = ["", *names, "time / best peer (quartiles)"]
+        modes.setdefault(record["case"]["mode"], []).append(record)
+    return modes
+
+
+def _table_of_mode(records: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for record in records for name in record["rows"]))
+    ours = [name for name in names if name.startswith(OURS)]
+    more = list(
+        dict.fromkeys(key for record in records for row in record["rows"].values() for key in row.get("shown", {}))
+    )
+    head = ["images/s", *names, *(f"{name}: time / best peer" for name in ours), *(f"{OURS}: {key}" for key in more)]
     out = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for record in records:
         found = {line.library: line for line in lines(record)}
-        ours = [line for name, line in found.items() if name.startswith(OURS) and line.ratio]
         cells = [figure(found[name].rate) if name in found else "" for name in names]
+        for name in ours:
+            compared = found[name].ratio if name in found else None
+            cells.append(
+                "" if compared is None else f"**{compared.median:.3g}** ({compared.low:.3g}-{compared.high:.3g})"
+            )
+        cells += [found[OURS].shown.get(key, "") for key in more]
         if record.get("not_measured"):
-            cells = ["not measured"] + [""] * (len(names) - 1)
-        last = ""
-        if ours:
-            best = min((line.ratio for line in ours if line.ratio), key=lambda ratio: ratio.median)
-            last = f"**{best.median:.2f}** ({best.low:.2f}-{best.high:.2f})"
-        out.append("| " + " | ".join([title(record), *cells, last]) + " |")
+            cells = ["not measured"] + [""] * (len(head) - 2)
+        out.append("| " + " | ".join([title(record), *cells]) + " |")
     return "\n".join(out) + "\n"
 
 
-def draw(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw our time over the best peer's in each case, with the quartiles; the other peers as open dots.
+def draw(records: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Draw our time over the best peer's in each case, with the quartiles; the peers as open dots; a panel a mode.
 
-    Raises:
-        ValueError: nothing was measured.
+    Returns None where nothing was measured.
     """
-    measured = [(title(record), lines(record)) for record in records if not record.get("not_measured")]
-    measured = [(name, found) for name, found in measured if any(line.ratio for line in found)]
-    if not measured:
-        raise ValueError("no case was measured; expected at least one to draw")
-    height = 0.34 * len(measured) + 1.0
-    plot = new_figure(7.2, height)
-    ax = plot.subplots()
-    shown: set[str] = set()
-    for place, (_, found) in enumerate(measured):
+    modes = {
+        mode: [(title(record), lines(record)) for record in group if any(line.ratio for line in lines(record))]
+        for mode, group in _by_mode(records).items()
+    }
+    modes = {mode: cases for mode, cases in modes.items() if cases}
+    if not modes:
+        return None
+    heights = [len(cases) + 1.2 for cases in modes.values()]
+    plot = new_figure(7.2, 0.3 * sum(heights) + 0.8)
+    panels = plot.subplots(len(modes), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, cases in zip(panels, modes.values(), strict=True):
+        _panel(ax, cases)
+    shown = {name for cases in modes.values() for _, found in cases for name in (line.library for line in found)}
+    handles = [Line2D([], [], label=name, linewidth=2.2, **style) for name, style in _STYLES.items() if name in shown]
+    handles.append(Line2D([], [], label="peers", **_PEER))
+    add_legend(panels[0], loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), handles=handles)
+    return plot
+
+
+_STYLES: dict[str, dict[str, Any]] = {
+    OURS: {"marker": "o", "color": BLUE, "markersize": 6},
+    f"{OURS}, prepared": {"marker": "D", "color": VERMILION, "markersize": 5},
+}
+_PEER: dict[str, Any] = {
+    "marker": "o", "linestyle": "none", "color": LIGHT.grey, "markerfacecolor": "none", "markersize": 4.5,
+}  # fmt: skip
+
+
+def _panel(ax: Axes, cases: Sequence[tuple[str, list[Line]]]) -> None:
+    ratios = [line.ratio for _, found in cases for line in found if line.ratio]
+    for place, (_, found) in enumerate(cases):
         for line in found:
             if line.ratio is None:
                 continue
-            ours = line.library.startswith(OURS)
-            colour = BLUE if line.library == OURS else SKY
-            label = line.library if ours else "peers"
-            style: dict[str, Any] = {"label": None if label in shown else label}
-            shown.add(label)
-            if ours:
-                ax.plot([line.ratio.low, line.ratio.high], [place, place], color=colour, linewidth=2.2)
-                ax.plot(
-                    line.ratio.median, place, "o" if line.library == OURS else "D", color=colour, markersize=6, **style
-                )
-            else:
-                ax.plot(line.ratio.median, place, "o", markersize=4.5, markerfacecolor="none", color="#6E6E6E", **style)
-    ax.axvline(1, color="#6E6E6E", linewidth=1, linestyle="--", zorder=0)
+            style = _STYLES.get(line.library)
+            if style is None:
+                ax.plot(line.ratio.median, place, **_PEER)
+                continue
+            ax.plot([line.ratio.low, line.ratio.high], [place, place], color=style["color"], linewidth=2.2)
+            ax.plot(line.ratio.median, place, **style)
+    ax.axvline(1, color=LIGHT.grey, linewidth=1, linestyle="--", zorder=0)
     style_axes(ax, "time / best peer's time (left of 1 is faster)")
-    ax.set_yticks(range(len(measured)), [name for name, _ in measured], fontsize=FONT_SIZE - 1)
-    ax.set_ylim(len(measured) - 0.5, -0.5)
-    ax.set_xlim(left=0)
-    add_legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-    return plot
+    ax.set_yticks(range(len(cases)), [name for name, _ in cases], fontsize=FONT_SIZE - 1)
+    ax.set_ylim(len(cases) - 0.5, -0.5)
+    low, high = min(ratio.low for ratio in ratios), max(ratio.median for ratio in ratios)
+    if low < 0.3:
+        ax.set_xscale("log")
+        ax.set_xlim(low / 1.3, max(high, 1) * 1.3)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        ax.set_xlim(min(low, 0.8) - 0.05, max(high, 1.2) + 0.05)

@@ -1,0 +1,165 @@
+"""Mode `epoch`: a whole training loop on CIFAR-100, ours against a timm-style and a Trainer-style script.
+
+Every run is a process of its own (`epoch_runs`), and the libraries take turns: one run each a round. A run takes some
+steps, the first two not counted, and an epoch is as many of the others as it has pictures: so a large set or network
+needs no whole epoch. Ours decodes the pixels once; the first round begins without them, which its set-up time shows.
+"""
+
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARIES = ("vit_hf", "timm", "Trainer")
+SKIPPED = 2  # steps at the beginning that are not counted
+BATCHES = {"Ti": 128, "S": 64, "B": 32, "L": 8}  # on the CPU: steps of some seconds
+STEPS = {"Ti": 10, "S": 6, "B": 4, "L": 4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training loop."""
+
+    mode: str
+    """"epoch"."""
+    model: str
+    """Variant with patches for 32 px, such as Ti/4."""
+    what: str
+    """The pictures, in words."""
+    images: int
+    processes: int
+    precision: str
+    device: str
+    batch: int
+    steps: int
+    """Steps that count; or, where memory is watched, epochs times the steps of each."""
+    epochs: int = 0
+    """Epochs after which memory is looked at; 0 for a case that is timed."""
+
+    libraries = LIBRARIES
+
+
+def cases(
+    models: list[str], images: list[int], processes: list[int], precisions: list[str], devices: list[str],
+    batch: int | None, epochs: int,
+) -> list[Case]:  # fmt: skip
+    """Return what is run: all numbers of pictures and of processes with the first network, the others once.
+
+    And for each device a run over some epochs of 512 pictures with the first network, to see whether memory grows.
+    """
+    made = []
+    for device in devices:
+        for precision in precisions:
+            plans = [(models[0], count, 1) for count in images]
+            plans += [(models[0], images[0], number) for number in processes if number > 1]
+            plans += [(model, images[0], 1) for model in models[1:]]
+            for model, count, number in plans:
+                size = model.partition("/")[0]
+                per_step = batch or (BATCHES.get(size, 8) if device == "cpu" else 512)
+                what = f"{count:,} pictures" + (f", {number} processes" if number > 1 else "")
+                steps = STEPS.get(size, 4) if device == "cpu" else 50
+                made.append(Case("epoch", model, what, count, number, precision, device, per_step, steps))
+        if epochs:
+            what = f"memory over {epochs} epochs of 512 pictures"
+            per_step = batch or 128
+            steps = epochs * max(512 // per_step, 1)
+            made.append(Case("epoch", models[0], what, 512, 1, precisions[0], device, per_step, steps, epochs))
+    return made
+
+
+def missing(case: Case) -> str | None:
+    """Return why a case cannot be run here, or None."""
+    if case.device == "cuda" and torch.cuda.device_count() < case.processes:
+        return f"{torch.cuda.device_count()} CUDA devices here, {case.processes} needed"
+    return None
+
+
+def measure(case: Case, source: str, *, rounds: int, threads: int, workers: int = 2) -> dict[str, Any]:
+    """Run all libraries in turns and return the record, as `models.measure`.
+
+    A row's "seconds" are those of an epoch, one a round; "runs" holds all that the clock said; "shown" what goes into
+    the table beside it.
+    """
+    settings = {
+        "model": case.model,
+        "source": source,
+        "images": case.images,
+        "steps": case.steps + (0 if case.epochs else SKIPPED),
+        "batch": case.batch,
+        "workers": workers,
+        "threads": max(threads // case.processes, 1),
+        "precision": case.precision,
+        "device": case.device,
+    }
+    rows: dict[str, dict[str, Any]] = {library: {"runs": []} for library in LIBRARIES}
+    with tempfile.TemporaryDirectory() as cache:
+        for number in range(1 if case.epochs else rounds):
+            for library in LIBRARIES if number % 2 == 0 else reversed(LIBRARIES):
+                if "failure" not in rows[library]:
+                    rows[library] |= _with_run(rows[library]["runs"], library, settings, case.processes, cache)
+    for row in rows.values():
+        if row["runs"] and "failure" not in row:
+            row |= _watched(row["runs"][0]) if case.epochs else _timed(row["runs"], case)
+    return {"case": asdict(case), "pictures": case.images, "rows": rows, "agrees": True}
+
+
+def _with_run(
+    runs: list[dict[str, Any]], library: str, settings: Mapping[str, Any], processes: int, cache: str
+) -> dict[str, Any]:
+    """Add a run to those of a library; return its failure, if it is one."""
+    folder = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path, "VIT_HF_CACHE": cache, "TOKENIZERS_PARALLELISM": "false"}
+    environment["OMP_NUM_THREADS"] = str(settings["threads"])
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        if settings["device"] == "cpu":
+            environment["ACCELERATE_USE_CPU"] = "true"
+        launch = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
+        launch += ["--dynamo_backend", "no", "--main_process_port", str(_free_port()), "--module"]
+        command += ["accelerate.commands.launch", *launch]
+    command += ["benchmarks.epoch_runs", library, json.dumps(dict(settings))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    found = [line for line in done.stdout.splitlines() if line.startswith('{"setup_seconds"')]
+    if done.returncode or not found:
+        said = [line for line in done.stderr.splitlines() if re.match(r"(\[rank\d\]: )?\w*(Error|Exception)\b", line)]
+        last = (said or done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        return {"failure": f"exit status {done.returncode}: {last}"[:300]}
+    runs.append(json.loads(found[-1]))
+    return {}
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _timed(runs: list[dict[str, Any]], case: Case) -> dict[str, Any]:
+    steps = [run["step_seconds"][SKIPPED:] for run in runs]
+    waits = [run["wait_seconds"][SKIPPED:] for run in runs]
+    seconds = [case.images / case.batch * statistics.fmean(each) for each in steps]
+    setups = [run["setup_seconds"] for run in runs]
+    share = sum(map(sum, waits)) / sum(map(sum, steps))
+    setup = f"{setups[0]:.1f}" + (f", then {statistics.median(setups[1:]):.1f}" if setups[1:] else "")
+    shown = {
+        "epoch (s)": f"{statistics.median(seconds):,.1f}",
+        "waits for input": f"{share:.1%}",
+        "set-up (s)": setup,
+    }
+    return {"seconds": seconds, "waits": share, "shown": shown}
+
+
+def _watched(run: dict[str, Any]) -> dict[str, Any]:
+    held = [round(size / 2**20) for size in run["rss"]]
+    return {"rss_mib": held, "shown": {"held after each epoch (MiB)": " ".join(map(str, held))}}
