@@ -28,7 +28,7 @@ INTERPOLATION = {
     NEAREST: InterpolationMode.NEAREST_EXACT,
     BILINEAR: InterpolationMode.BILINEAR,
     BICUBIC: InterpolationMode.BICUBIC,
-    LANCZOS: InterpolationMode.LANCZOS,
+    LANCZOS: InterpolationMode.LANCZOS,  # not for tensors in torchvision 0.26
 }
 _SUPPORT = {LANCZOS: 3.0, BILINEAR: 1.0, BICUBIC: 2.0}
 _MOST_BYTES = 2**26  # of a table of the weights of all boxes
@@ -175,7 +175,7 @@ def cut_and_resize(
         (B, C, H, W) uint8.
     """
     batch, channels, height, width = pixels.shape
-    if pixels.device.type == "cpu" and height * width > _LARGE:
+    if pixels.device.type == "cpu" and height * width > _LARGE and resample != LANCZOS:
         return _one_by_one(pixels, boxes, size, resample, mirrored)
     rows = _matrices(boxes[:, 0], boxes[:, 2], height, size[0], resample, pixels.device)  # (B, H, h)
     columns = _matrices(boxes[:, 1], boxes[:, 3], width, size[1], resample, pixels.device, mirrored)  # (B, W, w)
@@ -188,6 +188,14 @@ def cut_and_resize(
         found = torch.baddbmm(half, rows, found)  # (B, H, C * W)
     found = to_bytes(_in_range(found, resample))
     return found.view(batch, size[0], channels, size[1]).transpose(1, 2).contiguous()
+
+
+def resize(pixels: torch.Tensor, size: tuple[int, int], *, resample: int) -> torch.Tensor:
+    """Resize whole pictures, (B, C, h, w) uint8 to (B, C, H, W) uint8, by torch's own kernel where there is one."""
+    if pixels.device.type == "cpu" and resample != LANCZOS:
+        return functional.resize(pixels, list(size), INTERPOLATION[resample], antialias=True)
+    boxes = np.tile([0, 0, *pixels.shape[2:]], (len(pixels), 1))
+    return cut_and_resize(pixels, boxes, size, resample=resample)
 
 
 def _in_range(values: torch.Tensor, resample: int) -> torch.Tensor:

@@ -13,15 +13,15 @@ Shapes: B pictures, C channels, h x w pixels of a picture as it comes, H x W as 
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import PIL.Image
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torchvision.transforms.v2 import functional
 
 from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
-from .cropping import INTERPOLATION, cut_and_resize, inception_boxes
+from .cropping import INTERPOLATION, cut_and_resize, inception_boxes, resize
 from .draws import integers, uniforms
 from .erasing import erase, erasing_boxes
 from .geometry import bilinear_affine, draw_affine, windows
@@ -118,6 +118,12 @@ class Augmentation:
                 raise ValueError(f"augmentation.{name} is {getattr(self, name)}; expected a probability in [0, 1]")
 
 
+@lru_cache(maxsize=16)
+def _by_channel(numbers: tuple[float, ...], scale: float, device: torch.device) -> torch.Tensor:
+    """Return a mean or a standard deviation of the scaled pixels as one of unscaled pixels, (C, 1, 1) float32."""
+    return torch.tensor(numbers).mul(1 / scale).view(-1, 1, 1).to(device)
+
+
 class TrainTransform:
     """Turn decoded pictures into normalised pixels (B, C, H, W), float32, augmented.
 
@@ -146,17 +152,10 @@ class TrainTransform:
             )
         self.cut_size = augmentation.resize or self.size
         """(h, w) of what `picture` returns."""
-        scale = processor.rescale_factor if processor.do_rescale else 1.0
-        normalize = processor.do_normalize
-        shape = (-1, 1, 1)
-        # As the image processor does: one step for scale and normalisation.
-        self.mean = torch.tensor(processor.image_mean if normalize else [0.0] * 3).mul(1 / scale).view(shape)
-        self.std = torch.tensor(processor.image_std if normalize else [1.0] * 3).mul(1 / scale).view(shape)
-
-    def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
-        """Return one picture, (C, H, W) float32, by a key from torch's global CPU generator."""
-        key = int(torch.randint(2**62, ()))
-        return self.batch(self.picture(image, key)[None], [key], cut=True)[0]
+        self.scale = processor.rescale_factor if processor.do_rescale else 1.0
+        numbers = (processor.image_mean, processor.image_std)
+        by_channel = [tuple(np.atleast_1d(part).tolist()) for part in numbers]
+        self.mean_and_std = by_channel if processor.do_normalize else None
 
     # -------------------------------------------------------------------------------------------- by the picture
     def crop_box(self, size: tuple[int, int], key: int) -> tuple[int, int, int, int]:
@@ -186,7 +185,7 @@ class TrainTransform:
         top, left, height, width = box
         pixels = pixels[:, top : top + height, left : left + width]
         if (height, width) != self.cut_size:
-            pixels = functional.resize(pixels, list(self.cut_size), INTERPOLATION[self.resample], antialias=True)
+            pixels = resize(pixels[None], self.cut_size, resample=self.resample)[0]
         return pixels[:3].contiguous()
 
     # -------------------------------------------------------------------------------------------- by the batch
@@ -223,11 +222,18 @@ class TrainTransform:
             pixels = three_augment(pixels, *draw_three_augment(keys))
         if augmentation.color_jitter:
             pixels = color_jitter(pixels, *draw_color_jitter(keys, augmentation.color_jitter))
-        mean, std = (numbers.to(pixels.device, non_blocking=True) for numbers in (self.mean, self.std))
-        found = pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
+        found = self._normalized(pixels)
         if augmentation.erasing:
             found = erase(found, erasing_boxes(self.size, keys, augmentation.erasing), keys)
         return found
+
+    def _normalized(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Scale and normalise (B, C, H, W) uint8 by the very steps of the image processor, to float32."""
+        found = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        if self.mean_and_std is None:
+            return found.mul_(self.scale)
+        mean, std = (_by_channel(numbers, self.scale, pixels.device) for numbers in self.mean_and_std)
+        return found.sub_(mean).div_(std)
 
     def _check(self, pixels: torch.Tensor, keys: NDArray[np.int64], cut: bool) -> None:
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
@@ -249,8 +255,7 @@ class TrainTransform:
             return cut_and_resize(pixels, boxes, self.size, resample=self.resample, mirrored=mirrored)
         before = pixels
         if (height, width) != self.cut_size:
-            options = {"interpolation": INTERPOLATION[self.resample], "antialias": True}
-            pixels = functional.resize(pixels, list(self.cut_size), **options)
+            pixels = resize(pixels, self.cut_size, resample=self.resample)
         if augmentation.crop in ("padded", "random"):
             if augmentation.crop == "padded" and augmentation.crop_padding:
                 pixels = torch.nn.functional.pad(pixels, [augmentation.crop_padding] * 4)
