@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 from vit_hf import Recipe, VitHfForImageClassification, VitHfImageProcessor, get_recipe, train
+from vit_hf.data import pixel_cache
 from vit_hf.data.sources import load_source
 from vit_hf.data.transforms import Augmentation
 from vit_hf.training.optim import parameter_groups
@@ -499,3 +500,27 @@ def test_two_processes_agree_with_one_and_score_each_picture_once(tmp_path):
     assert two["processes"] == 2
     assert two["n"] == one.results["n"] == 50
     assert mean_difference(tmp_path / "one", tmp_path / "two") < 1e-5
+
+
+# ------------------------------------------------------------------------------------------- the input
+def test_pixels_are_looked_for_once_however_often_a_split_is_evaluated(digits, tmp_path, monkeypatch):
+    looked = []
+    original = pixel_cache._find_or_make
+    monkeypatch.setattr(pixel_cache, "_find_or_make", lambda *given: looked.append(1) or original(*given))
+    trainer = trainer_of(digits, tmp_path)
+    assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"]
+    assert len(looked) == 1
+    trainer.evaluate(digits["train"])
+    assert len(looked) == 2
+
+
+def test_training_batches_are_prepared_and_counted_as_the_stock_trainer_counts(digits, tmp_path):
+    trainer = trainer_of(digits, tmp_path, trainer={"augmentation": Augmentation(flip=True, randaugment_ops=2)})
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert "pixel_values" not in batch
+    prepared = trainer._prepare_inputs(batch)
+    assert prepared["pixel_values"].shape == (16, 3, 16, 16)
+    assert prepared["pixel_values"].dtype == torch.float32
+    assert trainer.floating_point_ops(batch) == Trainer.floating_point_ops(trainer, prepared) > 0
+    ready = {"pixel_values": torch.zeros(2, 3, 16, 16), "labels": torch.zeros(2, dtype=torch.int64)}
+    assert torch.equal(trainer._prepare_inputs(ready)["pixel_values"], ready["pixel_values"])

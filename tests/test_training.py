@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -10,16 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from vit_hf import Recipe, VitHfForImageClassification, VitHfImageProcessor, get_recipe, train
+from vit_hf.data import loading
 from vit_hf.data.images import read_image
 from vit_hf.data.pictures import open_pictures
-from vit_hf.data.sources import load_source
+from vit_hf.data.sources import load_source, progress_bars_on_terminals_only
 from vit_hf.evaluation.analysis import analyse
 from vit_hf.evaluation.predictions import read_predictions
 from vit_hf.evaluation.run import evaluate
+from vit_hf.training import session
 from vit_hf.training.checkpoint import read_weights, step_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -218,10 +222,43 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     assert weights(folders[0]) == weights(folders[1]) != weights(folders[2])
 
 
-def test_loader_workers_do_not_change_the_weights(tmp_path):
+@pytest.fixture(scope="module")
+def two_sizes(tmp_path_factory):
+    """A folder of digits, every fifth one a row taller: their pixels are not cached."""
+    folder, splits = tmp_path_factory.mktemp("data") / "digits", {}
+    for name, split in load_source("digits").splits.items():
+        images = []
+        for row, image in enumerate(split["image"]):
+            buffer = io.BytesIO()
+            read_image(image, where=name).crop((0, 0, 8, 8 + (row % 5 == 0))).save(buffer, format="PNG")
+            images.append({"bytes": buffer.getvalue(), "path": None})
+        splits[name] = Dataset.from_dict({"image": images, "label": list(split["label"])}, features=split.features)
+    with progress_bars_on_terminals_only():
+        DatasetDict(splits).save_to_disk(folder)
+    return str(folder)
+
+
+def test_loader_workers_do_not_change_the_weights(tmp_path, two_sizes):
     for workers in (0, 2):
-        train(small(workers=workers, keep="last"), output=tmp_path / str(workers), quiet=True)
+        train(small(workers=workers, keep="last", data__source=two_sizes), output=tmp_path / str(workers), quiet=True)
     assert weights(tmp_path / "0") == weights(tmp_path / "2")
+
+
+def test_pixels_from_the_cache_give_the_weights_that_pictures_give(tmp_path, monkeypatch):
+    recipe = small(keep="last", augmentation__crop="inception", augmentation__randaugment_ops=2)
+    train(recipe, output=tmp_path / "cached", quiet=True)
+    for place in (loading, session):
+        monkeypatch.setattr(place, "cached_pixels", lambda split, column: None)
+    train(recipe, output=tmp_path / "by the picture", quiet=True)
+    assert weights(tmp_path / "cached") == weights(tmp_path / "by the picture")
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_before_there_is_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VIT_HF_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"bytes of decoded pictures cannot be written to .*VIT_HF_CACHE"):
+        train(small(), output=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluating_in_between_does_not_change_the_weights(tmp_path):
