@@ -182,6 +182,7 @@ def test_offline_without_a_cached_copy_says_so(loaded, name):
     found = loaded[2][name]
     assert "OSError" in found["kinds"]
     assert "HF_HUB_OFFLINE" in found["message"]
+    assert "run `hf download " in found["message"]  # what mends it, to the letter
 
 
 def test_every_file_is_fetched_once(loaded, folders):
@@ -200,7 +201,7 @@ def test_no_answer_is_an_error_and_not_an_empty_repo(monkeypatch):
 
     monkeypatch.setattr(files, "hf_hub_download", no_answer)
     monkeypatch.setattr(files.constants, "HF_HUB_OFFLINE", False)  # whatever the tests' own process is told
-    with pytest.raises(OSError, match="Please check your connection"):
+    with pytest.raises(OSError, match=r"cannot be reached \(refused\); .*`hf download google/tiny-vit --local-dir"):
         load_checkpoint("google/tiny-vit")
 
 

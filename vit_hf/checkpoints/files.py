@@ -125,14 +125,18 @@ def _download(repo: str, name: str, revision: str | None) -> Path:
 
 
 def _first_on_hub(repo: str, fetch: Callable[[str], Path]) -> Path:
-    for name in WEIGHT_NAMES:
-        if found := _optional(fetch, name):
-            return found
+    remedy = f"on a machine with a network run `hf download {repo} --local-dir DIR`, copy DIR here and name it instead"
+    missing = f"{repo} is not in the cache ({constants.HF_HUB_CACHE})"
+    try:
+        for name in WEIGHT_NAMES:
+            if found := _optional(fetch, name):
+                return found
+    except LocalEntryNotFoundError as error:
+        raise ConnectionError(
+            f"{missing} and the Hub cannot be reached ({error.__cause__ or error}); {remedy}"
+        ) from error
     if constants.HF_HUB_OFFLINE:
-        raise FileNotFoundError(
-            f"{repo} is not in the cache ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE is set; load it once with a "
-            "network, or give a path"
-        )
+        raise FileNotFoundError(f"{missing} and HF_HUB_OFFLINE is set; {remedy}")
     raise CheckpointError(
         f"{repo} on the Hub has none of {', '.join(WEIGHT_NAMES)}; download its file and give the path"
     )

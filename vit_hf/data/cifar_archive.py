@@ -69,20 +69,24 @@ def load_cifar(path: Path) -> tuple[str, dict[str, Dataset]]:
         )
     meta = _unpickle(files[layout["meta"]], where=f"{path}: {layout['meta']}")
     features = Features({"img": Image(decode=False)})
+    names_of: dict[str, list[str]] = {}
     for column, (_, names_key) in layout["labels"].items():
-        names = _field(meta, names_key, where=f"{path}: {layout['meta']}")
-        features[column] = ClassLabel(names=[_text(name) for name in names])
+        names_of[column] = [_text(name) for name in _field(meta, names_key, where=f"{path}: {layout['meta']}")]
+        features[column] = ClassLabel(names=names_of[column])
     splits = {}
     for split, members in layout["splits"].items():
         columns: dict[str, list[Any]] = {column: [] for column in features}
         for member in members:
-            _append_batch(columns, files[member], labels=layout["labels"], where=f"{path}: {member}")
+            where = f"{path}: {member}"
+            _append_batch(columns, files[member], labels=layout["labels"], names=names_of, where=where)
         splits[split] = Dataset.from_dict(columns, features=features)
     return name, splits
 
 
-def _append_batch(columns: dict[str, list[Any]], data: bytes, *, labels: dict[str, Any], where: str) -> None:
-    """Read one batch file and append its images and labels to `columns`."""
+def _append_batch(
+    columns: dict[str, list[Any]], data: bytes, *, labels: dict[str, Any], names: dict[str, list[str]], where: str
+) -> None:
+    """Read one batch file and append its images and labels to `columns`; `names` are those of the classes."""
     batch = _unpickle(data, where=where)
     pixels = _field(batch, "data", where=where)
     pixels = pixels.array if isinstance(pixels, _Array) else None
@@ -95,6 +99,12 @@ def _append_batch(columns: dict[str, list[Any]], data: bytes, *, labels: dict[st
         values = _field(batch, key, where=where)
         if not isinstance(values, list) or len(values) != len(images) or not all(type(v) is int for v in values):
             raise ValueError(f"{where}: {key!r} is not a list of {len(images)} integers; download the archive again")
+        row = next((row for row, value in enumerate(values) if not 0 <= value < len(names[column])), None)
+        if row is not None:
+            raise ValueError(
+                f"{where}: row {row} has label {values[row]} in {key!r}; expected 0 to {len(names[column]) - 1} "
+                f"({len(names[column])} names); download the archive again"
+            )
         columns[column] += values
 
 

@@ -91,7 +91,8 @@ def name_labels(splits: dict[str, Dataset], column: str, *, where: str, train: s
     The names are the values of the train split, sorted: numbers by size, text by code point.
 
     Raises:
-        ValueError: no train split to take names from, a missing or negative label, or a value that train lacks.
+        ValueError: no train split to take names from, a missing (also empty text) or negative label, or a value that
+            train lacks.
     """
     if all(isinstance(dataset.features[column], ClassLabel) for dataset in splits.values()):
         return splits
@@ -102,8 +103,11 @@ def name_labels(splits: dict[str, Dataset], column: str, *, where: str, train: s
         )
     columns = {split: label_values(dataset, column) for split, dataset in splits.items()}
     for split, values in columns.items():
-        if values.null_count:
-            row = pc.index(pc.is_null(values), True).as_py()
+        missing = pc.is_null(values)
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            missing = pc.or_(missing, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), True))
+        if pc.any(missing).as_py():
+            row = pc.index(missing, True).as_py()
             raise ValueError(_bad_label(where, split, row, None, column, "a number or text"))
         if pa.types.is_signed_integer(values.type) and pc.min(values).as_py() < 0:
             row = pc.index(pc.less(values, 0), True).as_py()

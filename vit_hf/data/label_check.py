@@ -94,7 +94,7 @@ def check_all_labels(splits: Mapping[str, Dataset], column: str, *, train: str |
 
 def _problem(value: Any, names: list[str] | None) -> str | None:
     """Say what is wrong with a label, by itself; names are those of a `ClassLabel`."""
-    if value is None:
+    if value is None or (isinstance(value, str) and not value.strip()):
         return "missing"
     if not isinstance(value, str) and value < 0:
         return "negative"
