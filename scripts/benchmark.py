@@ -10,9 +10,9 @@ run that is timed.
     epoch   `vit-hf train cifar100_scratch` against a timm-style and a Trainer-style script, and its memory
 
     python scripts/benchmark.py --model Ti/16 B/16 Ti/4@32 --precision fp32
-    python scripts/benchmark.py --mode input --cifar100 uoft-cs/cifar100 --imagenet FOLDER
-    python scripts/benchmark.py --mode epoch --cifar100 uoft-cs/cifar100 --images 1000 --rounds 1
-    python scripts/benchmark.py --mode infer train input epoch --device cuda --compile yes --cifar100 uoft-cs/cifar100
+    python scripts/benchmark.py --mode input --cifar100 SOURCE --imagenet SOURCE
+    python scripts/benchmark.py --mode epoch --cifar100 SOURCE --images 1000 --rounds 1
+    python scripts/benchmark.py --mode infer train input epoch --device cuda --compile no default --cifar100 SOURCE
 
 It prints tables, and writes benchmark.json (machine, versions, settings, every round), benchmark.md and benchmark.png
 into the folder that --output names, anew after each case. What cannot be measured here (no CUDA device, no data) is
@@ -62,12 +62,14 @@ def read_options(words: list[str]) -> argparse.Namespace:
     add = net.add_argument
     add("--model", nargs="+", default=["Ti/16", "S/16", "B/16", "Ti/4@32", "S/4@32"], metavar="NAME",
         help="variant at 224 px, or with its pixels: Ti/4@32")  # fmt: skip
-    add("--compile", nargs="+", choices=("no", "yes"), default=["no"], help="torch.compile for all")
+    add("--compile", nargs="+", choices=("no", "default", "reduce-overhead", "max-autotune"), default=["no"],
+        help="mode of torch.compile, the same for all")  # fmt: skip
     add("--no-memory", action="store_true", help="leave peak memory out (a process for each library)")
     data = parser.add_argument_group("modes input and epoch")
     add = data.add_argument
     add("--cifar100", metavar="SOURCE", help="CIFAR-100: folder, archive or Hub id")
     add("--imagenet", metavar="SOURCE", help="pictures of ImageNet's kind")
+    add("--workers", type=int, default=2, help="loader processes; in mode input each is measured without, too")
     add("--pictures", type=int, help="pictures of a pass in mode input: 5,120 of CIFAR-100, 512 of ImageNet")
     add("--net", nargs="+", default=["Ti/4", "S/4"], metavar="NAME", help="networks of mode epoch, patches for 32 px")
     add("--images", nargs="+", type=int, default=[1000, 10_000, 50_000], help="training pictures in mode epoch")
@@ -91,14 +93,17 @@ def plan(options: argparse.Namespace) -> list[Work]:
 
 def _plan_models(options: argparse.Namespace) -> Iterator[Work]:
     modes = [mode for mode in ("infer", "train") if mode in options.mode]
-    graphs, precisions = [word == "yes" for word in options.compile], options.precision or ["fp32", "bf16"]
+    graphs, precisions = (
+        ["" if word == "no" else word for word in options.compile],
+        options.precision or ["fp32", "bf16"],
+    )
     for case in models.cases(modes, options.model, precisions, graphs, options.device, options.batch):
         limits = {"rounds": options.rounds or 15, "min_seconds": options.seconds, "memory": not options.no_memory}
         yield case, _no_device(case.device), partial(models.measure, case, **limits)
 
 
 def _plan_inputs(options: argparse.Namespace) -> Iterator[Work]:
-    for case in inputs.cases(list(inputs.RECIPES), options.device, options.batch):
+    for case in inputs.cases(list(inputs.RECIPES), options.device, options.batch, options.workers):
         source = getattr(options, case.set_name)
         limits = {"rounds": options.rounds or 7, "min_seconds": options.seconds}
         pictures = options.pictures or PICTURES[case.set_name]
@@ -112,7 +117,7 @@ def _plan_epochs(options: argparse.Namespace) -> Iterator[Work]:
         sizes = (options.net, options.images, options.processes, precisions)
         for case in epochs.cases(*sizes, [device], options.batch, options.epochs):
             lacking = epochs.missing(case) or _no_data(options.cifar100, "cifar100")
-            limits = {"rounds": options.rounds or 3, "threads": options.threads}
+            limits = {"rounds": options.rounds or 3, "threads": options.threads, "workers": options.workers}
             yield case, lacking, partial(epochs.measure, case, options.cifar100, **limits)
 
 
@@ -150,7 +155,7 @@ def main(words: list[str]) -> int:
         for record in missing:
             console.print(f"  {report.title(record)}: {record['not_measured']}")
     console.print(f"{time.perf_counter() - started:.0f} s; record, tables and plot: {options.output}")
-    wrong = [record for record in records if not record["agrees"] or record["rows"][report.OURS].get("failure")]
+    wrong = [record for record in records if not record["agrees"] or report.ours_failed(record)]
     for record in wrong:
         console.print(f"[bold red]outputs disagree, or ours failed: {report.title(record)}[/]")
     return 1 if wrong else 0

@@ -84,7 +84,7 @@ def missing(case: Case) -> str | None:
     return None
 
 
-def measure(case: Case, source: str, *, rounds: int, threads: int, workers: int = 2) -> dict[str, Any]:
+def measure(case: Case, source: str, *, rounds: int, threads: int, workers: int) -> dict[str, Any]:
     """Run all libraries in turns and return the record, as `models.measure`.
 
     A row's "seconds" are those of an epoch, one a round; "runs" holds all that the clock said; "shown" what goes into

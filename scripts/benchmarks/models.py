@@ -39,7 +39,8 @@ class Case:
     """As `network_config` takes it."""
     precision: str
     """"fp32", or "bf16": the weights too for inference, by autocast over float32 weights for training."""
-    compile: bool
+    compile: str
+    """Mode of torch.compile; "" for none."""
     device: str
     batch: int
 
@@ -53,7 +54,7 @@ def cases(
     modes: Sequence[str],
     models: Sequence[str],
     precisions: Sequence[str],
-    compiled: Sequence[bool],
+    compiled: Sequence[str],
     devices: Sequence[str],
     batch: int | None,
 ) -> list[Case]:
@@ -91,7 +92,7 @@ def place(network: Network, case: Case, device: torch.device) -> Network:
     else:
         network.module.to(device).train()
     if case.compile:
-        network.module.compile()
+        network.module.compile(mode=case.compile)
     return network
 
 
@@ -187,7 +188,7 @@ def measure(case: Case, *, rounds: int, min_seconds: float, memory: bool) -> dic
             place(network, case, device)
             if case.mode == "infer":
                 tasks[library] = task = forward_task(network, pixels)
-                outputs[library] = task().float()
+                outputs[library] = task().float().clone()  # a CUDA graph writes there again
             else:
                 step = TrainTask(network, pixels, labels, case.precision)
                 outputs[library] = step.gradients()

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 from rich.table import Table
 
-from vit_hf.inspection.style import BLUE, FONT_SIZE, LIGHT, VERMILION, add_legend, new_figure, style_axes
+from vit_hf.inspection.style import BLUE, FONT_SIZE, LIGHT, SKY, VERMILION, add_legend, new_figure, style_axes
 
 from .machine import sheet_flops
 from .timing import Ratio, ratio
@@ -84,7 +84,8 @@ def title(record: Mapping[str, Any]) -> str:
     case = record["case"]
     words = [str(case[name]) for name in ("mode", "model", "what", "precision", "device") if case.get(name)]
     if "compile" in case:
-        words.append("compiled" if case["compile"] else "eager")
+        mode = case["compile"]
+        words.append("eager" if not mode else "compiled" if mode == "default" else f"compiled ({mode})")
     if case.get("batch"):
         words.append(f"batch {case['batch']}")
     return ", ".join(words)
@@ -123,6 +124,11 @@ def render(record: Mapping[str, Any], card: str | None = None) -> Table:
 def failure(row: Mapping[str, Any]) -> str:
     """Return why a library or its memory could not be measured, or nothing."""
     return row.get("failure") or row.get("memory_failure") or ""
+
+
+def ours_failed(record: Mapping[str, Any]) -> bool:
+    """Whether one of our rows could not be measured."""
+    return any(failure(row) for name, row in record["rows"].items() if name.startswith(OURS))
 
 
 def _shown(name: str, line: Line) -> str:
@@ -165,7 +171,7 @@ def _table_of_mode(records: Sequence[Mapping[str, Any]]) -> str:
             cells.append(
                 "" if compared is None else f"**{compared.median:.3g}** ({compared.low:.3g}-{compared.high:.3g})"
             )
-        cells += [found[OURS].shown.get(key, "") for key in more]
+        cells += [found[ours[0]].shown.get(key, "") if ours[0] in found else "" for key in more]
         if record.get("not_measured"):
             cells = ["not measured"] + [""] * (len(head) - 2)
         out.append("| " + " | ".join([title(record), *cells]) + " |")
@@ -190,7 +196,8 @@ def draw(records: Sequence[Mapping[str, Any]]) -> Figure | None:
     for ax, cases in zip(panels, modes.values(), strict=True):
         _panel(ax, cases)
     shown = {name for cases in modes.values() for _, found in cases for name in (line.library for line in found)}
-    handles = [Line2D([], [], label=name, linewidth=2.2, **style) for name, style in _STYLES.items() if name in shown]
+    ours = sorted(name for name in shown if name.startswith(OURS))
+    handles = [Line2D([], [], label=name, linewidth=2.2, **_style(name)) for name in ours]
     handles.append(Line2D([], [], label="peers", **_PEER))
     add_legend(panels[0], loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), handles=handles)
     return plot
@@ -200,9 +207,14 @@ _STYLES: dict[str, dict[str, Any]] = {
     OURS: {"marker": "o", "color": BLUE, "markersize": 6},
     f"{OURS}, prepared": {"marker": "D", "color": VERMILION, "markersize": 5},
 }
+_OTHER: dict[str, Any] = {"marker": "s", "color": SKY, "markersize": 5}  # ours in other forms
 _PEER: dict[str, Any] = {
     "marker": "o", "linestyle": "none", "color": LIGHT.grey, "markerfacecolor": "none", "markersize": 4.5,
 }  # fmt: skip
+
+
+def _style(library: str) -> dict[str, Any]:
+    return _STYLES.get(library) or {**_OTHER, "markerfacecolor": "none" if library.endswith(" 0 workers") else SKY}
 
 
 def _panel(ax: Axes, cases: Sequence[tuple[str, list[Line]]]) -> None:
@@ -211,10 +223,10 @@ def _panel(ax: Axes, cases: Sequence[tuple[str, list[Line]]]) -> None:
         for line in found:
             if line.ratio is None:
                 continue
-            style = _STYLES.get(line.library)
-            if style is None:
+            if not line.library.startswith(OURS):
                 ax.plot(line.ratio.median, place, **_PEER)
                 continue
+            style = _style(line.library)
             ax.plot([line.ratio.low, line.ratio.high], [place, place], color=style["color"], linewidth=2.2)
             ax.plot(line.ratio.median, place, **style)
     ax.axvline(1, color=LIGHT.grey, linewidth=1, linestyle="--", zorder=0)
