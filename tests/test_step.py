@@ -2,6 +2,7 @@
 
 import copy
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -272,3 +273,18 @@ def test_a_loss_or_gradient_that_is_not_finite_moves_nothing_and_names_step_and_
         for group in [*after.get("param_groups", ()), *state.get("param_groups", ())]:
             group.pop("name", None)  # the comparison knows no text
         torch.testing.assert_close(after, state, atol=0, rtol=0, check_dtype=True)
+
+
+# ---------------------------------------------------------------------------------------------- time
+def test_waiting_for_batches_and_preparing_them_counts_as_input(tiny):
+    bench, clock = Bench(tiny, accumulation=2), range(0, 10_000, 5)
+    bench.stepper.take(1, iter(bench.batches(8, 2)), lambda: [])
+    with mock.patch("vit_hf.training.step.time.perf_counter", side_effect=clock):
+        bench.stepper.input_seconds = 0.0
+        bench.stepper.take(2, iter(bench.batches(8, 2)), lambda: [])
+    assert bench.stepper.input_seconds == 5 * (2 + 2)  # two batches waited for, two prepared
+
+
+def test_what_the_loader_raises_reaches_the_run(tiny):
+    with pytest.raises(StopIteration):
+        Bench(tiny).take([])

@@ -127,6 +127,7 @@ def test_the_predictions_are_those_of_the_final_test_and_give_its_numbers(run):
 def test_metrics_hold_one_row_an_evaluation_and_the_kept_weights_are_the_best_row(run):
     rows = [json.loads(line) for line in (run.output / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [3, 6]
+    assert all(row["images_per_second"] > 0 and 0 < row["input_share"] < 1 for row in rows)
     assert max(row["top1"] for row in rows) == run.results["validation_top1"]
 
 

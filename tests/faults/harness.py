@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from vit_hf import Recipe, get_recipe
 from vit_hf.data.images import read_image
 from vit_hf.data.sources import load_source, progress_bars_on_terminals_only
+from vit_hf.training.progress import TIMES
 
 from .trial import Fault, Trial, run
 
@@ -329,7 +330,7 @@ def _timeless(value: Any) -> Any:
     if isinstance(value, list):
         return [_timeless(item) for item in value]
     if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if key != "images_per_second"}
+        return {key: _timeless(item) for key, item in value.items() if key not in TIMES}
     return value
 
 

@@ -27,7 +27,7 @@ from ..evaluation.scoring import Scores
 from ..inspection.plots import plot_learning_curves
 from .checkpoint import best_folder, read_weights, resume_command
 from .interruption import TrainingInterrupted
-from .progress import quiet_transformers
+from .progress import TIMES, quiet_transformers
 from .recipe import Recipe
 from .recipes import get_recipe
 from .session import Session
@@ -127,7 +127,7 @@ def _train(run: Session) -> None:
     seconds, images = 0.0, 0  # of the steps since the last evaluation
     with run.stop, run.watch, contextlib.closing(batches):  # closing ends the loader processes
         if not run.evaluated:  # stopped before this evaluation was done
-            _evaluate(run, speed=None)
+            _evaluate(run, {})
         while run.step < run.plan.total_steps:
             rate, started = float(run.schedule.get_last_lr()[0]), time.perf_counter()
             outcome = run.stepper.take(run.step + 1, batches, lambda: [run.stop.requested, _is_due(run)])
@@ -147,8 +147,9 @@ def _train(run: Session) -> None:
             if stop:
                 _stop(run)
             if not run.evaluated:
-                _evaluate(run, images / seconds)
-                seconds, images = 0.0, 0
+                share = run.stepper.input_seconds / seconds
+                _evaluate(run, {"images_per_second": round(images / seconds, 1), "input_share": round(share, 4)})
+                seconds, images, run.stepper.input_seconds = 0.0, 0, 0.0
             if save or (run.step == run.plan.total_steps and _saves(run)):
                 run.save()
 
@@ -172,14 +173,18 @@ def _evaluation_is_due(run: Session) -> bool:
     return done > before or run.step == run.plan.total_steps
 
 
-def _evaluate(run: Session, speed: float | None) -> None:
-    """Score the validation split, record the row, and publish the weights if they are the best so far."""
+def _evaluate(run: Session, times: dict[str, float]) -> None:
+    """Score the validation split, record the row, and publish the weights if they are the best so far.
+
+    `times` of the steps since the last evaluation: how many images a second, and what share of it went into input.
+    """
     row: dict[str, Any] = {
         "epoch": run.epoch(run.step),
         "step": run.step,
         "train_loss": run.loss_sum / run.loss_steps,
         "learning_rate": float(run.schedule.get_last_lr()[0]),
-        "images_per_second": None if speed is None else round(speed, 1),
+        **dict.fromkeys(TIMES),
+        **times,
     }
     note = ""
     if run.pictures.validation is not None:

@@ -17,7 +17,10 @@ _COLUMNS = (  # heading, width, key, format
     ("top-5 %", 9, "top5", "{:.2%}"),
     ("lr", 9, "learning_rate", "{:.2e}"),
     ("images/s", 10, "images_per_second", "{:,.0f}"),
+    ("input %", 9, "input_share", "{:.1%}"),
 )
+TIMES = ("images_per_second", "input_share")
+"""What a row tells of speed, which two equal runs need not share."""
 
 
 class RunDisplay:

@@ -6,6 +6,7 @@ are finite on every process (but under DeepSpeed, whose engine moves the weights
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,9 @@ class Stepper:
         self.model, self.optimizer, self.schedule, self.average = model, optimizer, schedule, average
         self.prepare, self.say = prepare, say
         self.pieces = 1  # into which a device batch is cut since it did not fit into memory
+        self.input_seconds = 0.0
+        """Time that the steps spent on their input: waiting for the loader, moving and augmenting (of what a GPU does
+        in the meantime only the launch)."""
 
     def take(self, step: int, batches: Iterator[Batch], flags: Callable[[], list[bool]]) -> StepOutcome:
         """Take a step.
@@ -103,7 +107,8 @@ class Stepper:
                 loss = torch.zeros((), device=self.accelerator.device)
                 for part in range(self.plan.accumulation):
                     if part == len(seen):
-                        seen.append(next(batches))
+                        with self._timed_input():
+                            seen.append(next(batches))
                     loss += self._batch(step, part, seen[part])
                 return loss, seen
             except torch.OutOfMemoryError as error:
@@ -120,7 +125,8 @@ class Stepper:
             )
             place = slice(number * length, (number + 1) * length)
             piece = {name: tensor[place] for name, tensor in batch.items() if name != PASSED_OVER}
-            piece = self.prepare(piece, accelerator.device)
+            with self._timed_input():
+                piece = self.prepare(piece, accelerator.device)
             last = part == self.plan.accumulation - 1 and number == pieces - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 with accelerator.autocast():
@@ -132,6 +138,14 @@ class Stepper:
                     accelerator.backward(loss)
             share += loss.detach().float()
         return share
+
+    @contextlib.contextmanager
+    def _timed_input(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.input_seconds += time.perf_counter() - started
 
     def _use_smaller_pieces(self, batch: Batch, error: torch.OutOfMemoryError) -> None:
         """Halve the device batch, which doubles the accumulation; the step begins again, on the same pictures."""

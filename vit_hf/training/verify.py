@@ -14,6 +14,7 @@ from typing import Any
 
 from .checkpoint import STATE, step_folder
 from .interruption import EXIT_INTERRUPTED
+from .progress import TIMES
 from .recipe import Recipe
 from .state import MANIFEST
 
@@ -109,5 +110,5 @@ def _without_times(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_times(item) for item in value]
     if isinstance(value, dict):
-        return {key: _without_times(item) for key, item in value.items() if key != "images_per_second"}
+        return {key: _without_times(item) for key, item in value.items() if key not in TIMES}
     return value
