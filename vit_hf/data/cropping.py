@@ -141,7 +141,7 @@ def _number_of_box(starts: NDArray[np.int64], lengths: NDArray[np.int64], source
     return before * source - before * (before - 1) // 2 + starts
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _all_matrices(source: int, target: int, resample: int, device: torch.device) -> torch.Tensor:
     """Return the weights of every box of a small side, in the order of `_number_of_box`, then mirrored."""
     boxes = [(start, length) for length in range(1, source + 1) for start in range(source - length + 1)]
