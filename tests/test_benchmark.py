@@ -2,11 +2,14 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from vit_hf.data.preparation import Preparation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import benchmark
@@ -34,6 +37,32 @@ def test_all_libraries_have_the_same_outputs_loss_and_gradients():
         assert record["agrees"]
         assert set(record["rows"]) == set(case.libraries)
         assert all(len(row["seconds"]) == 2 for row in record["rows"].values())
+
+
+def test_the_products_alone_are_those_of_the_blocks():
+    config = networks.network_config(SMALL)
+    ways, flops = networks.block_products(config, 3, dtype=torch.float32, device=torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter:
+        ways["torch.mm"]()
+    assert counter.get_total_flops() == flops
+    attention, head = 4 * 5 * 5 * config.hidden_size * config.num_hidden_layers, 2 * config.hidden_size * 100
+    patches = 2 * 4 * config.hidden_size * 3 * 16 * 16
+    assert flops == 3 * (networks.forward_flops(config) - attention - head - patches)
+    for run in ways.values():
+        run()
+
+
+def test_a_training_step_moves_all_weights_and_lets_the_gradients_go():
+    network = networks.build(networks.network_config(SMALL), ("timm",))["timm"]
+    case = models.Case("train", SMALL, "bf16", "", "cpu", 2)
+    pixels, labels = models.make_batch(case, torch.device("cpu"))
+    step = models.TrainTask(models.place(network, case, torch.device("cpu")), pixels, labels, case.precision)
+    before = {name: parameter.detach().clone() for name, parameter in network.module.named_parameters()}
+    first, second = float(step()), float(step())
+    assert second < first
+    for name, parameter in network.module.named_parameters():
+        assert parameter.grad is None
+        assert not torch.equal(parameter, before[name]), name
 
 
 def test_another_weight_is_noticed(monkeypatch):
@@ -180,6 +209,21 @@ def test_a_run_is_clocked_step_by_step(library, monkeypatch, tmp_path, capsys):
     assert len(clock["step_seconds"]) == len(clock["wait_seconds"]) == 4
     assert len(clock["rss"]) == 2
     assert all(0 < wait < step for wait, step in zip(clock["wait_seconds"], clock["step_seconds"], strict=True))
+
+
+def test_preparing_a_batch_counts_as_waiting(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("VIT_HF_CACHE", str(tmp_path))
+    prepare = Preparation.__call__
+
+    def slow(self, *arguments):
+        time.sleep(0.3)
+        return prepare(self, *arguments)
+
+    monkeypatch.setattr(Preparation, "__call__", slow)
+    wanted = {"model": "Ti/8", "source": "digits", "images": 16, "steps": 2, "batch": 8, "workers": 0, "threads": 1}
+    epoch_runs.main(["vit_hf", json.dumps(wanted)])
+    waits = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["wait_seconds"]
+    assert all(wait > 0.3 for wait in waits)
 
 
 def test_an_epoch_is_as_many_steps_as_it_has_pictures():

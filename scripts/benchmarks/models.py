@@ -146,7 +146,7 @@ def one_task(library: str, case: Case) -> Callable[[], object]:
 # ---------------------------------------------------------------------------------------------- agreement
 def _watched_gradients(network: Network) -> dict[str, torch.Tensor]:
     """Return the gradients of the watched parameters, in our form."""
-    theirs = {name.removeprefix("_orig_mod."): parameter.grad for name, parameter in network.module.named_parameters()}
+    theirs = {name: parameter.grad for name, parameter in network.module.named_parameters()}
     if network.links is None:
         return {name: _present(theirs[name]) for name in WATCHED}
     links = [link for link in network.links if link.ours in WATCHED]

@@ -61,8 +61,9 @@ def lines(record: Mapping[str, Any], card: str | None = None) -> list[Line]:
         if seconds and flops:
             mfu = flops / seconds / sheet if sheet else None
             if products:
-                fastest = min(float(np.median(each)) for each in products["seconds"].values())
-                share = flops / seconds / (products["flops"] / fastest)
+                alone = min(products["seconds"].values(), key=lambda each: float(np.median(each)))
+                of_time = float(np.median(np.asarray(alone) / np.asarray(timed[name])))  # within each round
+                share = of_time * flops / products["flops"]
         made.append(
             Line(
                 library=name,
