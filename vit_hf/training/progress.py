@@ -10,14 +10,14 @@ from transformers.utils import logging
 
 _COLUMNS = (  # heading, width, key, format
     ("epoch", 7, "epoch", "{:.1f}"),
-    ("step", 8, "step", "{:,}"),
-    ("train loss", 12, "train_loss", "{:.4f}"),
-    ("val. loss", 11, "validation_loss", "{:.4f}"),
-    ("top-1 %", 9, "top1", "{:.2%}"),
-    ("top-5 %", 9, "top5", "{:.2%}"),
+    ("step", 7, "step", "{:,}"),
+    ("train loss", 11, "train_loss", "{:.4f}"),
+    ("val. loss", 10, "validation_loss", "{:.4f}"),
+    ("top-1 %", 8, "top1", "{:.2%}"),
+    ("top-5 %", 8, "top5", "{:.2%}"),
     ("lr", 9, "learning_rate", "{:.2e}"),
-    ("images/s", 10, "images_per_second", "{:,.0f}"),
-    ("input %", 9, "input_share", "{:.1%}"),
+    ("images/s", 9, "images_per_second", "{:,.0f}"),
+    ("input %", 8, "input_share", "{:.1%}"),
 )
 TIMES = ("images_per_second", "input_share")
 """What a row tells of speed, which two equal runs need not share."""
