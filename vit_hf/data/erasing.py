@@ -19,6 +19,7 @@ from .host import to_device
 TRIES = 10
 AREA = (0.02, 0.33)
 ASPECT = (0.3, 3.3)
+_CHUNK = 2**13  # pixels whose noise a CPU draws at a time, to stay in its cache
 _COUNTS_PLACES = ("cpu",)  # devices that noise is drawn for the rectangles alone on
 
 
@@ -75,15 +76,17 @@ def _erase_places(
     """Do as `erase`, and draw no more noise than there is room for."""
     channels, height, width = pixels.shape[1:]
     top, left, tall, wide = boxes.T
-    counts = tall * wide
-    number = np.repeat(np.arange(len(rows)), counts)  # of the box that a pixel is in, and its place in it
-    place = np.arange(len(number)) - np.repeat(counts.cumsum() - counts, counts)
-    y, x = np.divmod(place, wide[number])
-    corners = top * width + left
-    counters = np.arange(channels)[:, None] * (height * width) + (y * width + x + corners[number])  # (C, pixels)
-    noise = _noise(_mixed(torch.from_numpy(starts))[torch.from_numpy(number)], torch.from_numpy(counters))
-    places = counters + (rows * (channels * height * width))[number]
-    pixels.view(-1).index_copy_(0, torch.from_numpy(places.ravel()), noise.view(-1))
+    counts, corners, flat = tall * wide, top * width + left, pixels.view(-1)
+    before = counts.cumsum() - counts
+    hashed = _mixed(torch.from_numpy(starts)).numpy()
+    for first in range(0, int(counts.sum()), _CHUNK):
+        place = np.arange(first, min(first + _CHUNK, int(counts.sum())))  # among the pixels of all boxes
+        number = np.searchsorted(before, place, side="right") - 1  # of the box that it is in
+        y, x = np.divmod(place - before[number], wide[number])
+        counters = np.arange(channels)[:, None] * (height * width) + (y * width + x + corners[number])  # (C, pixels)
+        noise = _noise(torch.from_numpy(hashed[number]), torch.from_numpy(counters))
+        places = counters + (rows * (channels * height * width))[number]
+        flat.index_copy_(0, torch.from_numpy(places.ravel()), noise.view(-1))
     return pixels
 
 
