@@ -1,7 +1,7 @@
 """All cases in the numbers that are to hold; prints and writes the figures.
 
     python -m tests.faults [--kills 200] [--sigterms 50] [--budgets 20] [--mixes 17] [--flips 2000] [--cuts 500]
-                           [--seed N] [--output FILE]
+                           [--pictures 2000] [--seed N] [--output FILE]
 
 Exit code 1 if a figure does not hold.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from . import crash, hub, preemption, resources, resuming, weights
+from . import crash, hub, pictures, preemption, resources, resuming, weights
 from .harness import Tally, finish, published, small
 
 Case = Callable[[Path], Tally]
@@ -106,6 +106,11 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str, Case]]:
         ("30", "configs that ask for too much", weights.config_bombs),
         ("31", "configs that ask for code", weights.config_wishes),
         ("25", "speed of the hash", weights.hash_speed),
+        ("33 to 38", "bad and odd pictures", pictures.bad_pictures),
+        ("35", "damaged pictures", of(pictures.damaged_pictures, seed=seed, pictures=options.pictures)),
+        ("35", "passed over by two processes", pictures.passed_over_by_two),
+        ("35", "a broken source on two processes", pictures.a_broken_source_on_two),
+        ("41", "fewer pictures than processes", pictures.fewer_pictures_than_processes),
         ("43", "killed loader processes", of(resources.killed_loaders, seed=seed, kills=12)),
         ("44", "NaN and infinity", resources.bad_numbers),
         ("44", "NaN on one of two ranks", resources.bad_numbers_on_one_of_two_ranks),
@@ -157,6 +162,7 @@ def main() -> int:
         ("mixes", len(resuming.MIXES)),
         ("flips", 2_000),
         ("cuts", 500),
+        ("pictures", 2_000),
         ("seed", 0),
     ):
         parser.add_argument(f"--{name}", type=int, default=count, metavar="N", help=f"{count} when not given")
@@ -198,7 +204,8 @@ def main() -> int:
         "transformers": transformers.__version__,
     }
     settings = {
-        name: getattr(options, name) for name in ("kills", "sigterms", "budgets", "mixes", "flips", "cuts", "seed")
+        name: getattr(options, name)
+        for name in ("kills", "sigterms", "budgets", "mixes", "flips", "cuts", "pictures", "seed")
     }
     print(f"\n{len(figures)} figures, {len(wrong)} problems, {seconds:g} s on {os.cpu_count()} cores")
     if options.output is not None:

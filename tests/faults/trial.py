@@ -101,7 +101,10 @@ def _note_progress(path: Path) -> None:
         Stepper,
         "_forward_and_backward",
         after=lambda value, stepper, step, batches: note(
-            step=step, rank=stepper.accelerator.process_index, rows=value[1].tolist(), pieces=stepper.pieces
+            step=step,
+            rank=stepper.accelerator.process_index,
+            rows=[row for batch in value[1] for row in batch["rows"].tolist()],
+            pieces=stepper.pieces,
         ),
     )
     around(Stepper, "take", after=lambda value, stepper, step, *rest: note(taken=step, loss=value.loss))
