@@ -2,6 +2,7 @@
 
 import ast
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from transformers.models.vit.image_processing_vit import ViTImageProcessor
 
 from vit_hf import image_processing_vit_hf as module
-from vit_hf.image_processing_vit_hf import VitHfImageProcessor, VitHfImageProcessorPil, to_rgb
+from vit_hf.image_processing_vit_hf import VitHfImageProcessor, VitHfImageProcessorPil, refuse_shared_tags, to_rgb
 
 BOTH = pytest.mark.parametrize("processor_class", [VitHfImageProcessor, VitHfImageProcessorPil])
 AUTO_MAP = {
@@ -227,6 +228,13 @@ def test_every_mode_becomes_the_expected_rgb(mode, processor_class):
     assert unscaled(processor_class(do_resize=False), image)[0, :, 1, 1].tolist() == list(expected)
 
 
+def test_no_mode_of_pillow_is_without_a_rule():
+    tested = {*MODES, "RGBa", "La", "LAB", "P", "PA"}  # those by the tests below
+    assert set(Image.MODES) <= tested
+    for mode in Image.MODES:
+        assert to_rgb(Image.new(mode, (3, 2))).mode == "RGB"
+
+
 @pytest.mark.parametrize("mode", ["RGBa", "La"])
 def test_premultiplied_alpha_is_composited_over_white(mode):
     straight = flat(mode.upper(), (100, 120) if mode == "La" else (100, 175, 255, 120))
@@ -291,18 +299,21 @@ UPRIGHT = {  # what the EXIF standard says brings stored rows and columns uprigh
 }
 
 
-def with_exif(folder: Path, exif, suffix: str = "png", array: np.ndarray | None = None) -> Path:
+def with_exif(
+    folder: Path, exif, suffix: str = "png", array: np.ndarray | None = None, *, lossless: bool = False
+) -> Path:
     path = folder / f"a.{suffix}"
-    Image.fromarray(noise(3, 5, 3) if array is None else array).save(path, exif=exif)
+    options = {"lossless": True} if suffix == "webp" and lossless else {}
+    Image.fromarray(noise(3, 5, 3) if array is None else array).save(path, exif=exif, **options)
     return path
 
 
-@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_exif_orientation_is_applied_once(orientation, suffix, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = with_exif(tmp_path, exif, suffix)
+    path = with_exif(tmp_path, exif, suffix, lossless=True)
     with Image.open(path) as image:
         rgb = to_rgb(image)
     np.testing.assert_array_equal(rgb, UPRIGHT[orientation](noise(3, 5, 3)))
@@ -321,6 +332,49 @@ def test_rotated_jpeg_has_its_known_corner_at_the_top_left(tmp_path):
     assert rgb.size == (32, 64)
     assert rgb.getpixel((2, 2))[0] > 240
     assert rgb.getpixel((29, 2))[0] < 15
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_of_a_jpeg_is_that_of_pillow(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = with_exif(tmp_path, exif, "jpg", noise(40, 24, 3))
+    with Image.open(path) as image:
+        rgb = to_rgb(image)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(rgb, ImageOps.exif_transpose(image))
+
+
+def test_orientation_in_xmp_is_applied(tmp_path):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'
+    Image.fromarray(noise(3, 5, 3)).save(tmp_path / "a.webp", lossless=True, xmp=xmp)
+    with Image.open(tmp_path / "a.webp") as image:
+        np.testing.assert_array_equal(to_rgb(image), UPRIGHT[6](noise(3, 5, 3)))
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["EXIF", "BigTIFF"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tags_that_share_their_bytes_are_not_read(order, big):
+    """2,000 tags of 100 kB in 100 kB: Pillow would keep 200 MB."""
+    entry, counted = (order + "HHQQ", order + "Q") if big else (order + "HHII", order + "H")
+    start = 16 if big else 8
+    place = start + struct.calcsize(counted) + 2_000 * struct.calcsize(entry) + 8
+    tags = b"".join(struct.pack(entry, 1_000 + number, 7, 100_000, place) for number in range(2_000))
+    head = struct.pack(order + "2sHHHQ", b"", 43, 8, 0, 16) if big else struct.pack(order + "2sHI", b"", 42, 8)
+    block = (b"II" if order == "<" else b"MM") + head[2:] + struct.pack(counted, 2_000) + tags + bytes(8 + 100_000)
+    with pytest.raises(ValueError, match=r"tags claim 200,000,000 bytes of \d+"):
+        refuse_shared_tags(block)
+    image = Image.new("RGB", (4, 3), "red")
+    image.info["exif"] = b"Exif\0\0" + block
+    with pytest.warns(UserWarning, match=r"EXIF data cannot be read \(tags claim 200,000,000 bytes"):
+        assert to_rgb(image).size == (4, 3)
+
+
+@pytest.mark.parametrize(
+    "block", [b"", b"II", b"MM\0*\xff\xff\xff\xff" + bytes(20), b"II*\0\x08\0\0\0\xff\xff" + bytes(20)]
+)
+def test_a_block_without_such_tags_is_left_to_pillow(block):
+    refuse_shared_tags(block)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
