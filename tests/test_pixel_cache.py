@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from vit_hf.data import pixel_cache
 from vit_hf.data.cache_folder import cache_folder
-from vit_hf.data.images import read_image
+from vit_hf.data.images import read_image, read_rgb
 from vit_hf.data.pixel_cache import cached_pixels
 from vit_hf.data.sources import load_source
 from vit_hf.image_processing_vit_hf import to_rgb
@@ -127,7 +127,7 @@ def test_cifar_equals_the_pictures(shared_data):
 
 def test_pictures_of_several_sizes_are_not_kept_and_hardly_looked_at(folder, monkeypatch):
     seen = []
-    monkeypatch.setattr(pixel_cache, "read_image", lambda value, **_: seen.append(1) or read_image(value, where=""))
+    monkeypatch.setattr(pixel_cache, "read_rgb", lambda value, **_: seen.append(1) or read_rgb(value, where=""))
     split = pictures(61, row_4=encoded(noise(4, (6, 6))), row_60=encoded(noise(4, (5, 6))))
     assert cached_pixels(split, "image") is None
     assert len(seen) == 2  # the first row probed, 0, and the second, which is row 4
@@ -139,7 +139,7 @@ def test_another_size_between_the_probes_ends_the_decoding(folder, monkeypatch):
     split = pictures(100, row_1=encoded(noise(1, (6, 6))))
     assert pixel_cache._common_shape(split, "image") == (100, 3, 6, 5)
     seen = []
-    monkeypatch.setattr(pixel_cache, "read_image", lambda value, **_: seen.append(1) or read_image(value, where=""))
+    monkeypatch.setattr(pixel_cache, "read_rgb", lambda value, **_: seen.append(1) or read_rgb(value, where=""))
     assert cached_pixels(split, "image") is None
     assert len(seen) == 16 + 2
     assert not files(folder)
@@ -436,3 +436,12 @@ def test_a_header_fits_many_pictures():
     assert len(header) == 4096
     assert struct.unpack("<Q", header[:8]) == (4088,)
     assert json.loads(header[8:])["pixels"]["shape"] == [10**9, 3, 10**4, 10**4]
+
+
+def test_what_is_wrong_with_a_picture_that_is_kept_is_said_with_its_row():
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 9
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(noise(9, (6, 5))).save(buffer, "PNG", exif=exif)
+    with pytest.warns(UserWarning, match="row 3: EXIF orientation is 9"):
+        assert cached_pixels(pictures(5, row_3=buffer.getvalue()), "image").shape == (5, 3, 6, 5)

@@ -106,20 +106,18 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _given(paths: list[str]) -> Iterator[tuple[str, "Image"]]:
     """Read picture files when they are needed, by their names without suffix; all are looked for at once."""
-    from ..data.images import read_image
-    from ..image_processing_vit_hf import to_rgb
+    from ..data.images import read_rgb
 
     if missing := [path for path in paths if not Path(path).is_file()]:
         raise FileNotFoundError(f"no picture {missing[0]}; check the path")
-    return ((Path(path).stem, to_rgb(read_image(path, where=path))) for path in paths)
+    return ((Path(path).stem, read_rgb(path, where=path)) for path in paths)
 
 
 def _tested(folder: Path) -> Iterator[tuple[str, "Image"]]:
     """Read the first pictures of a run folder's own test split; none of a model that tells no data."""
-    from ..data.images import read_image
+    from ..data.images import read_rgb
     from ..data.pictures import open_pictures
     from ..evaluation.run import trained_on
-    from ..image_processing_vit_hf import to_rgb
 
     if not (folder / "recipe.yaml").is_file():
         print("no pictures: give IMAGE ... for attention and patches", file=sys.stderr)
@@ -133,7 +131,7 @@ def _tested(folder: Path) -> Iterator[tuple[str, "Image"]]:
     return (
         (
             f"{split}_{row}_is_{opened.id2label[sample[source.label_column]]}",
-            to_rgb(read_image(sample[source.image_column], where=f"row {row} of split {split}")),
+            read_rgb(sample[source.image_column], where=f"row {row} of split {split}"),
         )
         for row, sample in enumerate(islice(opened.test, TEST_PICTURES))
     )

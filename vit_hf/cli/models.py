@@ -20,12 +20,11 @@ def add_commands(add: Add) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     from ..checkpoints.load import load_model
-    from ..data.images import read_image
+    from ..data.images import read_rgb
     from ..evaluation.scoring import classify
-    from ..image_processing_vit_hf import to_rgb
     from ..inspection.plots import plot_predictions
 
-    pictures = [to_rgb(read_image(path, where=path)) for path in options.images]
+    pictures = [read_rgb(path, where=path) for path in options.images]
     model, processor = load_model(options.model)
     answers = classify(model, processor, pictures, top_k=options.top_k)
     for path, answer in zip(options.images, answers, strict=True):

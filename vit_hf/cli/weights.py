@@ -84,10 +84,9 @@ def _verify_conversion(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from ..checkpoints.verify import verify_conversion
-    from ..data.images import read_image
-    from ..image_processing_vit_hf import to_rgb
+    from ..data.images import read_rgb
 
-    images = [to_rgb(read_image(path, where=path)) for path in options.images] if options.images else None
+    images = [read_rgb(path, where=path) for path in options.images] if options.images else None
     fields = parse_fields(options.overrides)
     found = verify_conversion(options.input, images, source=options.source, revision=options.revision, **fields)
     print(f"{options.input}\nagainst {found.original}\non {found.images} images")

@@ -44,9 +44,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .. import __version__
-from ..image_processing_vit_hf import to_rgb
 from .cache_folder import REMEDY, cache_folder
-from .images import read_image
+from .images import read_rgb
 from .workers import leave_requests_to_the_run
 
 logger = logging.getLogger(__name__)
@@ -122,7 +121,7 @@ def _common_shape(images: Dataset, column: str) -> tuple[int, int, int, int] | N
     """Return (N, C, h, w) if pictures from all over the split have one size and all would not be too large."""
     shape: tuple[int, int, int, int] | None = None
     for row in np.unique(np.linspace(0, len(images) - 1, _PROBES).astype(int)).tolist():
-        picture = _decode(images[row][column])
+        picture = _decode(images[row][column], row)
         if picture is None:
             return None
         found = (len(images), 3, *picture.shape[:2])
@@ -132,10 +131,10 @@ def _common_shape(images: Dataset, column: str) -> tuple[int, int, int, int] | N
     return shape
 
 
-def _decode(value: Any) -> np.ndarray | None:
+def _decode(value: Any, row: int) -> np.ndarray | None:
     """Return a picture, uint8 (h, w, C), upright; None where it is none, which is said when its row is read."""
     try:
-        return np.asarray(to_rgb(read_image(value, where="")))
+        return np.asarray(read_rgb(value, where=f"row {row}"))
     except (ValueError, OSError, Warning):
         return None
 
@@ -164,7 +163,7 @@ def _encoded_digest(images: Dataset, column: str) -> str | None:
 
 def _read(path: str | None) -> bytes | None:
     try:
-        return None if path is None else Path(path).read_bytes()
+        return Path(path).read_bytes() if path is not None and Path(path).is_file() else None  # no pipe is waited for
     except (OSError, ValueError):  # an hf:// address, a missing file, a NUL in its name
         return None
 
@@ -279,8 +278,9 @@ class _Blocks(TorchDataset):
     def __getitem__(self, number: int) -> torch.Tensor | None:
         """Return uint8 (rows, C, h, w)."""
         block = []
-        for value in self.images[number * self.rows : (number + 1) * self.rows][self.column]:
-            picture = _decode(value)
+        rows = range(number * self.rows, min((number + 1) * self.rows, len(self.images)))
+        for row, value in zip(rows, self.images[rows.start : rows.stop][self.column], strict=True):
+            picture = _decode(value, row)
             if picture is None or picture.shape[:2] != self.size:
                 return None
             block.append(picture)

@@ -16,10 +16,9 @@ from datasets import Dataset, Image
 from ..data.columns import find_image_column, find_label_column, name_labels
 from ..data.duplicates import SIDE, NearPair, TooManyAlikeError, digest, find_exact, find_near, shrink
 from ..data.image_folder import TRAIN_NAMES
-from ..data.images import read_image
+from ..data.images import read_rgb
 from ..data.label_check import LabelReport, check_all_labels
 from ..data.sources import ImageSource, fingerprint, read_source, split_off
-from ..image_processing_vit_hf import to_rgb
 from .predictions import Predictions
 from .trouble import find_disputed
 
@@ -39,7 +38,7 @@ class Audit:
     def picture(self, split: str, row: int) -> PIL.Image.Image:
         """Return a picture as RGB."""
         value = self.splits[split][row][self.image_column]
-        return to_rgb(read_image(value, where=f"row {row} of split {split}"))
+        return read_rgb(value, where=f"row {row} of split {split}")
 
 
 def audit(
@@ -175,7 +174,7 @@ def _find_copies(
     for name, split in splits.items():
         for row, value in enumerate(split.select_columns([image_column])):
             try:
-                picture = to_rgb(read_image(value[image_column], where=f"row {row} of split {name}"))
+                picture = read_rgb(value[image_column], where=f"row {row} of split {name}")
             except (ValueError, OSError) as error:
                 damaged.append({"split": name, "row": row, "error": str(error)})
                 continue

@@ -19,9 +19,9 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from PIL import Image
 
 from ..checkpoints.load import load_model
-from ..data.images import MAX_PIXELS, SUFFIXES, read_image
+from ..data.images import MAX_PIXELS, SUFFIXES, read_rgb
 from ..evaluation.scoring import classify
-from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
+from ..image_processing_vit_hf import VitHfImageProcessor
 from ..inspection.attention import Method, attention_map, enlarged, lay_over, model_view
 from ..modeling_vit_hf import VitHfForImageClassification
 
@@ -82,7 +82,7 @@ def answer(
     Raises:
         ValueError: the file is no picture that can be used; the text says why.
     """
-    picture = to_rgb(read_image(Path(path).read_bytes(), where=Path(path).name))
+    picture = read_rgb(Path(path).read_bytes(), where=Path(path).name)
     [classes] = classify(model, processor, [picture], top_k=5)
     pixels = processor([picture], return_tensors="pt")["pixel_values"]  # (1, C, H, W)
     [view] = model_view(processor, pixels)

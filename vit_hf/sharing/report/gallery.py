@@ -7,10 +7,10 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from ...data.images import read_image
+from ...data.images import read_rgb
 from ...evaluation.metrics import top_k_correct
 from ...evaluation.scoring import Scores
-from ...image_processing_vit_hf import VitHfImageProcessor, to_rgb
+from ...image_processing_vit_hf import VitHfImageProcessor
 from ...inspection.attention import attention_map, lay_over, model_view
 from ...modeling_vit_hf import VitHfForImageClassification
 
@@ -54,7 +54,7 @@ def most_confident_mistakes(scores: Scores, limit: int = SHOWN) -> list[Mistake]
 
 def pixels_of(rows: Dataset, numbers: list[int], image_column: str, processor: VitHfImageProcessor) -> torch.Tensor:
     """Return what the model is given of some rows, (B, C, H, W), float32."""
-    pictures = [to_rgb(read_image(rows[number][image_column], where=f"row {number}")) for number in numbers]
+    pictures = [read_rgb(rows[number][image_column], where=f"row {number}") for number in numbers]
     return processor(pictures, return_tensors="pt")["pixel_values"]
 
 
