@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import logging
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -13,13 +14,13 @@ from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-from vit_hf import Recipe, VitHfForImageClassification, VitHfImageProcessor, get_recipe, train
+from vit_hf import Recipe, VitHfForImageClassification, VitHfImageProcessor, get_recipe, train, variant
 from vit_hf.cli import main
 from vit_hf.data.bad_images import BadImage, BadImages, BrokenSourceError, GoodRows
 from vit_hf.data.images import BadImageError
 from vit_hf.data.loading import TrainRows, build_evaluation_loader, build_train_loader
 from vit_hf.data.order import StepSampler
-from vit_hf.data.pictures import DataFields, open_pictures
+from vit_hf.data.pictures import DataFields, open_pictures, save_examples
 from vit_hf.data.transforms import Augmentation, TrainTransform
 from vit_hf.evaluation.predictions import Predictions, read_predictions, write_predictions
 from vit_hf.evaluation.run import evaluate
@@ -137,6 +138,16 @@ def test_pictures_that_are_all_good_are_those_without_the_rule(transform):
     assert_same(found, plain)
 
 
+def test_a_split_of_one_size_with_a_bad_picture_is_not_kept_and_still_passed_over(transform):
+    """Pixels are kept of splits whose pictures are all good."""
+    one_size = [row for row in range(60) if row % 3 == 0]  # of 9 x 12 pixels
+    good, some_bad = (pictures(60, bad).select(one_size) for bad in ((), (30,)))
+    for split, keeps in ((good, True), (some_bad, False)):
+        batch, prepare = next(iter(loader_of(split, transform, batch_size=20)[0])), loader_of(split, transform)[1]
+        assert ("pixels" not in batch, prepare.pixels is not None) == (keeps, keeps)
+        assert int(batch.get("passed_over", torch.zeros(1)).sum()) == (not keeps)
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_without_the_rule_a_bad_picture_is_an_error_that_names_it(split, transform, streamed):
     given = split.to_iterable_dataset() if streamed else split
@@ -243,8 +254,6 @@ def test_a_stream_explains_the_samples_of_the_batches_taken(split, transform):
 def network():
     torch.manual_seed(0)
     config = get_recipe("digits").override({"model.num_hidden_layers": 1, "model.image_size": 8}).model
-    from vit_hf import variant
-
     return VitHfForImageClassification(variant(config.variant, **config.config, num_labels=3)).eval()
 
 
@@ -402,8 +411,6 @@ def test_without_the_rule_the_run_ends_with_the_first_bad_picture(source, tmp_pa
 
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_a_resumed_run_equals_the_whole_one_with_its_record(run, source, tmp_path, step, caplog):
-    import shutil
-
     name = f"checkpoints/step-{step:08d}"
     shutil.copytree(run / name, tmp_path / "run" / name)
     for best in (run / "checkpoints").glob("best-*"):
@@ -433,8 +440,6 @@ def test_a_streamed_run_counts_records_and_resumes(source, tmp_path):
     assert whole.results["bad_images"] == {"train": 3, "validation": 2, "test": 1}
     assert whole.results["n"] == 19
     assert {entry[2] for entry in recorded(whole.output)} == {entry[2] for entry in ALL}
-    import shutil
-
     name = "checkpoints/step-00000004"
     shutil.copytree(whole.output / name, tmp_path / "run" / name)
     shutil.copy(whole.output / "recipe.yaml", tmp_path / "run")
@@ -469,8 +474,6 @@ def test_a_missing_file_of_a_folder_is_passed_over(tmp_path):
 
 
 def test_pictures_for_trying_a_model_leave_bad_ones_out(source, tmp_path):
-    from vit_hf.data.pictures import save_examples
-
     found = open_pictures(DataFields(source=source, on_bad_image="skip"))
     assert len(save_examples(found, tmp_path / "examples", count=20)) == 19
 
