@@ -97,6 +97,16 @@ def test_every_quarter_of_a_picture_is_found_where_it_is():
         assert (cut.float() - torch.tensor(colour).view(3, 1, 1)).abs().max() <= 6
 
 
+@pytest.mark.parametrize(("width", "height"), [(643, 517), (641, 515), (647, 519)])
+def test_pixels_left_over_at_the_edges_are_left_out(width, height):
+    """A column that stands for less than the others would move all of them in the resize."""
+    data = encoded(photo(720, 576).crop((0, 0, width, height)))
+    for by, size in ((2, (128, 160)), (4, (64, 80)), (8, (32, 40))):
+        pixels, box = read_for_cut(data, lambda whole: (0, 0, *whole), size, where="test")
+        assert pixels.shape[1:] == (-(-height // by), -(-width // by))
+        assert box == (0, 0, height // by, width // by)
+
+
 @pytest.mark.parametrize("turned", range(2, 9))
 def test_a_turned_picture_is_decoded_whole_and_upright(turned):
     data = encoded(photo(400, 240), turned=turned)

@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets
 from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -225,6 +225,19 @@ def test_other_pictures_are_not_taken_for_these(folder, change):
     other = split_of(change(contents))
     assert (cached_pixels(other, "image").numpy() == decoded(other)).all()
     assert len(files(folder)) == 2
+
+
+def test_every_picture_of_a_long_split_counts_wherever_it_lies_in_the_table():
+    """The table is read by the thousand rows."""
+    contents = [encoded(noise(row % 7, (1, 2))) for row in range(2300)]
+    whole = split_of(contents)
+    digest = pixel_cache._encoded_digest(whole, "image")
+    parts = concatenate_datasets([split_of(contents[:700]), split_of(contents[700:])])
+    turned = split_of(contents[::-1]).select(range(2299, -1, -1))
+    assert pixel_cache._encoded_digest(parts, "image") == pixel_cache._encoded_digest(turned, "image") == digest
+    for row in (0, 999, 1000, 1500, 2299):
+        changed = split_of([*contents[:row], encoded(noise(99, (1, 2))), *contents[row + 1 :]])
+        assert pixel_cache._encoded_digest(changed, "image") != digest
 
 
 @pytest.mark.parametrize(
