@@ -121,7 +121,7 @@ def passed_over_by_two(folder: Path) -> Tally:
     codes = [session.end() for session in sessions]
     tally.check(codes == [0, 0], f"exit codes {codes}: {sessions[0].log[-2000:]}")
     logged = [line for session in sessions for line in session.log.splitlines() if "left out: row" in line]
-    tally.counts["lines in both logs"] = len(logged)
+    tally.check(len(logged) == 7, f"not each once, by one process: {logged}")
     expected = {"train": 4, "test": 3}
     for output in (one, folder / "two"):
         results = json.loads((output / "results.json").read_text())

@@ -132,10 +132,11 @@ class BadImages:
 
     Args:
         policy: one of `POLICIES`.
+        says: whether what is new is logged: by one process of a run.
     """
 
-    def __init__(self, policy: str = "raise"):
-        self.skip = policy == "skip"
+    def __init__(self, policy: str = "raise", *, says: bool = True):
+        self.skip, self.says = policy == "skip", says
         self.passed_over = 0
         """Samples of the training split that were passed over by the steps taken, each time that they came."""
         self._found: dict[str, dict[str, BadImage]] = {}
@@ -158,7 +159,8 @@ class BadImages:
             if key not in known:
                 known[key] = image
                 new.append(image)
-                logger.warning("left out: %s", image.reason)
+                if self.says:
+                    logger.warning("left out: %s", image.reason)
         for split in {image.split for image in new}:
             bad = self.of(split)
             if len(bad) > limit(tried):

@@ -188,7 +188,7 @@ def predict_split(
 
     def report(bad: list[int]) -> None:
         tried, found = total or max(bad) + 1, samples.explain(bad, subject.split)
-        BadImages("skip").note(found, tried=tried, by_path=total is None)
+        BadImages("skip", says=accelerator.is_main_process).note(found, tried=tried, by_path=total is None)
 
     options: dict[str, Any] = {"num_samples": total, "on_batch": count, "on_bad": report}
     if views.count == 1:

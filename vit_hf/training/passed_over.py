@@ -25,7 +25,7 @@ class PassedOver(BadImages):
     """
 
     def __init__(self, policy: str, accelerator: Accelerator, changed: Callable[[], None] = lambda: None):
-        super().__init__(policy)
+        super().__init__(policy, says=accelerator.is_main_process)
         self._accelerator, self._changed = accelerator, changed
 
     def after_batches(
