@@ -409,7 +409,7 @@ def test_without_the_rule_the_run_ends_with_the_first_bad_picture(source, tmp_pa
         train(recipe_of(source, data__on_bad_image="raise"), output=tmp_path / "run", quiet=True)
 
 
-@pytest.mark.parametrize("step", [1, 3, 5])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 4, 5))])
 def test_a_resumed_run_equals_the_whole_one_with_its_record(run, source, tmp_path, step, caplog):
     name = f"checkpoints/step-{step:08d}"
     shutil.copytree(run / name, tmp_path / "run" / name)
