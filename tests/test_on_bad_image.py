@@ -249,6 +249,19 @@ def test_a_stream_explains_the_samples_of_the_batches_taken(split, transform):
     assert seen == {f"{row}.png" for row in BAD}
 
 
+def test_a_resumed_stream_explains_as_the_whole_one(split, transform):
+    def explained(first_step, before):
+        loader, _ = loader_of(split.to_iterable_dataset(), transform, first_step=first_step, passed_over=before)
+        for batch in itertools.islice(loader, 9 - first_step):
+            after = before + int(batch["passed_over"].sum())
+            yield after, loader.dataset.explain(before, after)
+            before = after
+
+    whole = list(explained(0, 0))
+    assert whole[3][0] > 0
+    assert list(explained(4, whole[3][0])) == whole[4:]
+
+
 # ---------------------------------------------------------------------------------------------- scores
 @pytest.fixture(scope="module")
 def network():
