@@ -220,3 +220,15 @@ def test_the_limit_of_scans_costs_a_common_jpeg_nothing(monkeypatch):
     read_image(data, where=PLACE)
     with pytest.raises(BadImageError, match="more than 0 scans"):
         read_image(progressive, where=PLACE)
+
+
+@pytest.mark.parametrize(("side", "refused"), [(9_459, False), (9_460, True)])
+def test_the_pixel_limit_holds_for_a_file_that_is_as_large_as_its_picture(side, refused, monkeypatch):
+    monkeypatch.setattr(PIL.Image.Image, "load", lambda image: None)  # which takes a while
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: None)
+    data = b"P4 %d %d\n" % (side, side) + bytes(side * -(-side // 8))
+    if not refused:
+        assert read_image(data, where=PLACE).size == (side, side)
+        return
+    with pytest.raises(BadImageError, match=r"too large \(9460 x 9460 pixels\); expected at most 89,478,485 pixels"):
+        read_image(data, where=PLACE)
