@@ -132,10 +132,12 @@ def test_shares_are_of_the_fastest_way_to_run_the_products():
 def test_the_markdown_table_has_a_row_for_each_case_measured_or_not():
     measured = record_of("infer", {"vit_hf": [1.0, 3.0], "timm": [2.0, 4.0]}, model="B/16")
     missing = {**record_of("infer", {}, model="L/16"), "rows": {"vit_hf": {}, "timm": {}}, "not_measured": "no CUDA"}
-    other = record_of("input", {"vit_hf": [1.0], "timm": [10.0]}, what="pictures")
+    times = {"vit_hf": [1.0], "timm, 2 workers": [10.0], "timm, 0 workers": [8.0]}
+    other = record_of("input", times, what="pictures")
     tables = report.markdown([measured, other, missing]).split("\n\n")
     assert [len(table.strip().splitlines()) for table in tables] == [4, 3]
     assert tables[0].splitlines()[2] == "| infer, B/16 | 4 | 2.67 | **0.625** (0.562-0.688) |"
+    assert tables[1].splitlines()[2] == "| input, pictures | 8 | 1 | **0.125** (0.125-0.125) |"
     assert tables[0].splitlines()[3].startswith("| infer, L/16 | not measured |")
     assert all(line.count("|") == table.splitlines()[0].count("|") for table in tables for line in table.splitlines())
 

@@ -1,5 +1,6 @@
 """Tables and plot of what was measured, all from the one record that is written as JSON."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 from rich.table import Table
 
-from vit_hf.inspection.style import BLUE, FONT_SIZE, LIGHT, SKY, VERMILION, add_legend, new_figure, style_axes
+from vit_hf.inspection.style import BLUE, FONT_SIZE, LIGHT, VERMILION, add_legend, new_figure, style_axes
 
 from .machine import sheet_flops
 from .timing import Ratio, ratio
@@ -156,8 +157,22 @@ def _by_mode(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str
     return modes
 
 
+def _without_workers(name: str) -> str:
+    return re.sub(r", \d+ workers$", "", name)
+
+
+def _best_by_library(record: Mapping[str, Any]) -> dict[str, Line]:
+    """Return a line for each library: of rows that differ in workers only, the fastest."""
+    best: dict[str, Line] = {}
+    for line in lines(record):
+        before = best.get(_without_workers(line.library))
+        if before is None or (line.rate or 0) > (before.rate or 0):
+            best[_without_workers(line.library)] = line
+    return best
+
+
 def _table_of_mode(records: Sequence[Mapping[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for record in records for name in record["rows"]))
+    names = list(dict.fromkeys(_without_workers(name) for record in records for name in record["rows"]))
     ours = [name for name in names if name.startswith(OURS)]
     more = list(
         dict.fromkeys(key for record in records for row in record["rows"].values() for key in row.get("shown", {}))
@@ -165,7 +180,7 @@ def _table_of_mode(records: Sequence[Mapping[str, Any]]) -> str:
     head = ["images/s", *names, *(f"{name}: time / best peer" for name in ours), *(f"{OURS}: {key}" for key in more)]
     out = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for record in records:
-        found = {line.library: line for line in lines(record)}
+        found = _best_by_library(record)
         cells = [figure(found[name].rate) if name in found else "" for name in names]
         for name in ours:
             compared = found[name].ratio if name in found else None
@@ -185,7 +200,9 @@ def draw(records: Sequence[Mapping[str, Any]]) -> Figure | None:
     Returns None where nothing was measured.
     """
     modes = {
-        mode: [(title(record), lines(record)) for record in group if any(line.ratio for line in lines(record))]
+        mode: [
+            (title(record), _best_by_library(record)) for record in group if any(line.ratio for line in lines(record))
+        ]
         for mode, group in _by_mode(records).items()
     }
     modes = {mode: cases for mode, cases in modes.items() if cases}
@@ -196,9 +213,9 @@ def draw(records: Sequence[Mapping[str, Any]]) -> Figure | None:
     panels = plot.subplots(len(modes), 1, squeeze=False, height_ratios=heights)[:, 0]
     for ax, cases in zip(panels, modes.values(), strict=True):
         _panel(ax, cases)
-    shown = {name for cases in modes.values() for _, found in cases for name in (line.library for line in found)}
+    shown = {name for cases in modes.values() for _, found in cases for name in found}
     ours = sorted(name for name in shown if name.startswith(OURS))
-    handles = [Line2D([], [], label=name, linewidth=2.2, **_style(name)) for name in ours]
+    handles = [Line2D([], [], label=name, linewidth=2.2, **_STYLES[name]) for name in ours]
     handles.append(Line2D([], [], label="peers", **_PEER))
     add_legend(panels[0], loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), handles=handles)
     return plot
@@ -208,33 +225,28 @@ _STYLES: dict[str, dict[str, Any]] = {
     OURS: {"marker": "o", "color": BLUE, "markersize": 6},
     f"{OURS}, prepared": {"marker": "D", "color": VERMILION, "markersize": 5},
 }
-_OTHER: dict[str, Any] = {"marker": "s", "color": SKY, "markersize": 5}  # ours in other forms
 _PEER: dict[str, Any] = {
     "marker": "o", "linestyle": "none", "color": LIGHT.grey, "markerfacecolor": "none", "markersize": 4.5,
 }  # fmt: skip
 
 
-def _style(library: str) -> dict[str, Any]:
-    return _STYLES.get(library) or {**_OTHER, "markerfacecolor": "none" if library.endswith(" 0 workers") else SKY}
-
-
-def _panel(ax: Axes, cases: Sequence[tuple[str, list[Line]]]) -> None:
-    ratios = [line.ratio for _, found in cases for line in found if line.ratio]
+def _panel(ax: Axes, cases: Sequence[tuple[str, dict[str, Line]]]) -> None:
+    ratios = [line.ratio for _, found in cases for line in found.values() if line.ratio]
     for place, (_, found) in enumerate(cases):
-        for line in found:
+        for name, line in found.items():
             if line.ratio is None:
                 continue
-            if not line.library.startswith(OURS):
+            if not name.startswith(OURS):
                 ax.plot(line.ratio.median, place, **_PEER)
                 continue
-            style = _style(line.library)
+            style = _STYLES[name]
             ax.plot([line.ratio.low, line.ratio.high], [place, place], color=style["color"], linewidth=2.2)
             ax.plot(line.ratio.median, place, **style)
     ax.axvline(1, color=LIGHT.grey, linewidth=1, linestyle="--", zorder=0)
     style_axes(ax, "time / best peer's time (left of 1 is faster)")
     ax.set_yticks(range(len(cases)), [name for name, _ in cases], fontsize=FONT_SIZE - 1)
     ax.set_ylim(len(cases) - 0.5, -0.5)
-    low, high = min(ratio.low for ratio in ratios), max(ratio.median for ratio in ratios)
+    low, high = min(ratio.low for ratio in ratios), max(min(ratio.high, 1.5 * ratio.median) for ratio in ratios)
     if low < 0.3:
         ax.set_xscale("log")
         ax.set_xlim(low / 1.3, max(high, 1) * 1.3)
