@@ -274,6 +274,21 @@ def test_a_broken_training_picture_is_named_by_row(transform):
             batches_of(split, transform, steps=1, batch_size=6, workers=workers)
 
 
+@pytest.mark.parametrize("small", [0, 2**20], ids=["on two threads", "on one of two"])
+def test_the_number_of_threads_changes_no_bit_and_stays(split, transform, small, monkeypatch):
+    expected = batches_of(split, transform)
+    monkeypatch.setattr(preparation, "_SMALL", small)
+    seen, batch = [], TrainTransform.batch
+    monkeypatch.setattr(TrainTransform, "batch", lambda *a, **k: seen.append(torch.get_num_threads()) or batch(*a, **k))
+    torch.set_num_threads(2)
+    try:
+        assert_same(batches_of(split, transform), expected)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert set(seen) == {1 if small else 2}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("resident", [True, False])

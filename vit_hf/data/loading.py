@@ -13,6 +13,7 @@ scored comes in full batches only, its last row repeated to fill the last one; w
 Shapes: B pictures, C channels, h x w pixels as they come, H x W as the model sees them.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,7 +33,7 @@ from .draws import sample_keys
 from .images import read_rgb
 from .order import Address, FullBatches, StepSampler
 from .pixel_cache import cached_pixels
-from .preparation import Preparation
+from .preparation import Preparation, threads_for
 from .streams import EvaluationStream, TrainStream
 from .transforms import TrainTransform
 from .workers import leave_requests_to_the_run
@@ -202,7 +203,9 @@ class EvaluationCollator:
         if self.to_pixels is not None:
             pixels = self.to_pixels(_as_pictures(images))
         elif isinstance(images, torch.Tensor):
-            pixels = process_batch(self.processor, images)
+            count = len(images) * 3 * math.prod(self.processor.image_hw)
+            with threads_for(max(count, images.numel()), images.device):
+                pixels = process_batch(self.processor, images)
         else:
             pixels = self.processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, **samples}
