@@ -33,7 +33,7 @@ from .draws import sample_keys
 from .images import read_rgb
 from .order import Address, FullBatches, StepSampler
 from .pixel_cache import cached_pixels
-from .preparation import Preparation, threads_for
+from .preparation import Preparation, rows_of, threads_for
 from .streams import EvaluationStream, TrainStream
 from .transforms import TrainTransform
 from .workers import leave_requests_to_the_run
@@ -166,7 +166,7 @@ class EvaluationRows(TorchDataset):
         numbers = torch.tensor(rows)
         known = {"labels": self.labels[numbers], "rows": numbers}
         if self.pixels is not None:
-            return {"images": self.pixels.index_select(0, numbers), **known}
+            return {"images": rows_of(self.pixels, numbers), **known}
         pictures = {row: self._picture_or_none(row) for row in dict.fromkeys(rows)}
         bad = torch.tensor([pictures[row] is None for row in rows])
         known["rows"] = torch.where(bad, -1 - numbers, numbers)

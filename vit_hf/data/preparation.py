@@ -61,12 +61,12 @@ class Preparation:
         """Return the pixels of some rows, which are given on the CPU and on the device, on the device."""
         device = rows_there.device
         if device.type != "cuda":
-            return pixels.index_select(0, rows).to(device)
+            return rows_of(pixels, rows).to(device)
         if self._resident is None and _SHARE_OF_DEVICE * pixels.nbytes <= _memory(device):
             self._resident = pixels.to(device)
         if self._resident is not None:
             return self._resident.index_select(0, rows_there)
-        return pixels.index_select(0, rows).pin_memory().to(device, non_blocking=True)
+        return rows_of(pixels, rows).pin_memory().to(device, non_blocking=True)
 
 
 @contextmanager
@@ -83,6 +83,11 @@ def threads_for(numbers: int, device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def rows_of(pixels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return rows of pixels on the CPU, a copy; by numpy, for one thread is enough for it."""
+    return torch.from_numpy(pixels.numpy().take(rows.numpy(), axis=0))
 
 
 def _memory(device: torch.device) -> int:
