@@ -13,9 +13,32 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.special import betaincinv
 
-from .order import seed_from
+from .draws import integers, sample_keys, uniforms
 from .transforms import Augmentation
+
+
+def cutmix_boxes(
+    weights: NDArray[np.float64], y: NDArray[np.int64], x: NDArray[np.int64], height: int, width: int
+) -> NDArray[np.int64]:
+    """Return the boxes of CutMix, (n, 4): top, left, bottom, right, cut at the edges.
+
+    Args:
+        weights: (n,) in [0, 1]; a box has the rest of the area before it is cut.
+        y, x: (n,), their centres.
+        height, width: of the pictures.
+    """
+    half = 0.5 * np.sqrt(1 - weights)
+    tall, wide = (half * height).astype(np.int64), (half * width).astype(np.int64)
+    edges = (
+        np.maximum(y - tall, 0),
+        np.maximum(x - wide, 0),
+        np.minimum(y + tall, height),
+        np.minimum(x + wide, width),
+    )
+    return np.stack(edges, axis=1)
 
 
 class PairMixing:
@@ -55,29 +78,21 @@ class PairMixing:
                 f"mixup and CutMix take pictures in pairs, found positions {positions[:4]}... of {len(positions)} "
                 "pictures; give an even batch to every process (optimization.batch_size)"
             )
-        blends, boxes, shares = [], [], []
-        for position in first:
-            blend, box, share = self._draw_pair(position // 2, height, width)
-            blends += [blend] * 2
-            boxes += [box] * 2
-            shares += [share] * 2
+        pairs = np.array(first) // 2
+        numbers = uniforms(sample_keys(self.seed, 0 * pairs, pairs, 0 * pairs), "mix", 4)  # (B/2, 4)
+        chosen = integers(numbers[:, 0], len(self.kinds))  # (B/2,), of `kinds`
+        alphas = np.array([alpha for _, alpha in self.kinds])[chosen]
+        weights = betaincinv(alphas, alphas, numbers[:, 1])  # Beta(alpha, alpha), by the inverse of its distribution
+        cut = np.array([kind == "cutmix" for kind, _ in self.kinds])[chosen]
+        y, x = integers(numbers[:, 2], height), integers(numbers[:, 3], width)
+        boxes = np.where(cut[:, None], cutmix_boxes(weights, y, x, height, width), 0)  # (B/2, 4)
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        shares = np.where(cut, 1 - area / (height * width), weights)
         return {
-            "mix_blend": torch.tensor(blends, dtype=torch.float32),
-            "mix_box": torch.tensor(boxes),
-            "mix_share": torch.tensor(shares, dtype=torch.float32),
+            "mix_blend": torch.from_numpy(np.where(cut, 1.0, weights).astype(np.float32).repeat(2)),
+            "mix_box": torch.from_numpy(boxes.repeat(2, axis=0)),
+            "mix_share": torch.from_numpy(shares.astype(np.float32).repeat(2)),
         }
-
-    def _draw_pair(self, pair: int, height: int, width: int) -> tuple[float, tuple[int, int, int, int], float]:
-        generator = np.random.default_rng(seed_from("mix", self.seed, pair))
-        kind, alpha = self.kinds[generator.integers(len(self.kinds))]
-        weight = float(generator.beta(alpha, alpha))
-        if kind == "mixup":
-            return weight, (0, 0, 0, 0), weight
-        half = 0.5 * (1 - weight) ** 0.5  # the box has 1 - weight of the area, before it is cut at the edges
-        y, x = int(generator.integers(height)), int(generator.integers(width))
-        top, bottom = max(y - int(half * height), 0), min(y + int(half * height), height)
-        left, right = max(x - int(half * width), 0), min(x + int(half * width), width)
-        return 1.0, (top, left, bottom, right), 1 - (bottom - top) * (right - left) / (height * width)
 
     def apply(
         self, pixels: torch.Tensor, labels: torch.Tensor, draws: dict[str, torch.Tensor]
@@ -133,11 +148,9 @@ class PatchMasking:
                 f"multiple of the patch size {patch_h}x{patch_w}"
             )
         rows, columns = height // size, width // size
-        masks = []
-        for position in positions:
-            generator = np.random.default_rng(seed_from("mask", self.seed, position))
-            mask = np.zeros(rows * columns, dtype=bool)
-            mask[generator.permutation(rows * columns)[: math.ceil(rows * columns * self.ratio - 1e-9)]] = True
-            whole = mask.reshape(rows, columns).repeat(size // patch_h, axis=0).repeat(size // patch_w, axis=1)
-            masks.append(torch.from_numpy(whole.reshape(-1)))
-        return {"bool_masked_pos": torch.stack(masks)}
+        places = np.array(positions)
+        numbers = uniforms(sample_keys(self.seed, 0 * places, places, 0 * places), "mask", rows * columns)
+        count = math.ceil(rows * columns * self.ratio - 1e-9)
+        squares = numbers.argsort(axis=1).argsort(axis=1) < count  # (B, squares): those with the lowest numbers
+        masks = squares.reshape(-1, rows, columns).repeat(size // patch_h, axis=1).repeat(size // patch_w, axis=2)
+        return {"bool_masked_pos": torch.from_numpy(masks.reshape(len(places), -1))}
