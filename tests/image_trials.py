@@ -1,6 +1,7 @@
 """Try pictures one by one in processes of their own, within limits of time and memory, and say what came of each."""
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -121,6 +122,8 @@ def _child(paths: list[str], spare_bytes: int, read: Callable[..., Any], writer:
     with open(os.devnull, "w") as nowhere:  # libtiff writes there, without a place
         os.dup2(nowhere.fileno(), 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc would serve a picture from what was freed before
+        libc.malloc_trim(0)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + spare_bytes, resource.RLIM_INFINITY))
     for path in paths:
