@@ -13,7 +13,6 @@ scored comes in full batches only, its last row repeated to fill the last one; w
 Shapes: B pictures, C channels, h x w pixels as they come, H x W as the model sees them.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,10 +29,11 @@ from .bad_images import BAD, PASSED_OVER, BadImage, GoodRows, describe
 from .columns import label_values
 from .drafts import cut_picture
 from .draws import sample_keys
+from .host import one_thread
 from .images import read_rgb
 from .order import Address, FullBatches, StepSampler
 from .pixel_cache import cached_pixels
-from .preparation import Preparation, rows_of, threads_for
+from .preparation import Preparation, rows_of
 from .streams import EvaluationStream, TrainStream
 from .transforms import TrainTransform
 from .workers import leave_requests_to_the_run
@@ -203,8 +203,7 @@ class EvaluationCollator:
         if self.to_pixels is not None:
             pixels = self.to_pixels(_as_pictures(images))
         elif isinstance(images, torch.Tensor):
-            count = len(images) * 3 * math.prod(self.processor.image_hw)
-            with threads_for(max(count, images.numel()), images.device):
+            with one_thread(images.device):
                 pixels = process_batch(self.processor, images)
         else:
             pixels = self.processor(images, return_tensors="pt")["pixel_values"]

@@ -8,6 +8,7 @@ the same way. On a pair the formulas equal torchvision's.
 Shapes: B pictures of a process, even; C channels, H x W pixels, L classes.
 """
 
+import contextlib
 import math
 
 import numpy as np
@@ -17,7 +18,11 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 
 from .draws import integers, sample_keys, uniforms
+from .host import one_thread
 from .transforms import Augmentation
+
+
+_LARGE = 2**20  # numbers of a batch; 128 pictures of 32 x 32 pixels have 0.4 million
 
 
 def cutmix_boxes(
@@ -107,6 +112,13 @@ class PairMixing:
         Returns:
             Pixels (B, C, H, W) and probabilities (B, L), float32.
         """
+        large = pixels.numel() > _LARGE  # such come from loader processes, which have work for the other cores
+        with one_thread(pixels.device) if large else contextlib.nullcontext():
+            return self._apply(pixels, labels, draws)
+
+    def _apply(
+        self, pixels: torch.Tensor, labels: torch.Tensor, draws: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         height, width = pixels.shape[-2:]
         blend = draws["mix_blend"].to(pixels.dtype).view(-1, 1, 1, 1)
         partner = pixels.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)  # (B, C, H, W), neighbours exchanged

@@ -7,17 +7,14 @@ there, by the batch, so a batch may be cut into pieces first: each picture comes
 Shapes: B pictures, C channels, h x w pixels as they come, H x W as the model sees them.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
+from .host import one_thread
 from .transforms import TrainTransform
 
 Batch = dict[str, torch.Tensor]
 
 _SHARE_OF_DEVICE = 8
-_SMALL = 2**20  # numbers of a batch; 128 pictures of 32 x 32 pixels have 0.4 million
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
@@ -53,7 +50,7 @@ class Preparation:
             pixels = batch["pixels"].to(device, non_blocking=True)
         else:
             pixels = self._gathered(self.pixels, batch["rows"], rest["rows"])
-        with threads_for(len(pixels) * 3 * self.transform.size[0] * self.transform.size[1], device):
+        with one_thread(device):
             values = self.transform.batch(pixels, batch["keys"].numpy(), cut=self.pixels is None)
         return {"pixel_values": values, **rest}
 
@@ -67,22 +64,6 @@ class Preparation:
         if self._resident is not None:
             return self._resident.index_select(0, rows_there)
         return rows_of(pixels, rows).pin_memory().to(device, non_blocking=True)
-
-
-@contextmanager
-def threads_for(numbers: int, device: torch.device) -> Iterator[None]:
-    """Let one thread of the CPU do what is small: a hundred operations of microseconds each.
-
-    Two threads wait for each other after each of them, and where the machine has other work each wait is a time slice:
-    16 times as long was measured (128 pictures of 32 x 32 pixels, two cores, four processes that want them).
-    """
-    before = torch.get_num_threads()
-    if device.type == "cpu" and numbers <= _SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def rows_of(pixels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
