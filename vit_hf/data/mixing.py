@@ -21,7 +21,6 @@ from .draws import integers, sample_keys, uniforms
 from .host import one_thread
 from .transforms import Augmentation
 
-
 _LARGE = 2**20  # numbers of a batch; 128 pictures of 32 x 32 pixels have 0.4 million
 
 
