@@ -291,13 +291,18 @@ def test_debug_shows_the_traceback():
 
 def test_the_python_examples_of_the_readme_run(tmp_path, monkeypatch, capsys, picture):
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-    first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    first, second, third = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     picture.rename(tmp_path / "picture.png")
     assert "optimization__epochs=10" in first
     assert '"B/16"' in second
     code = first.replace("optimization__epochs=10", "optimization__max_steps=2") + second.replace('"B/16"', '"Ti/16"')
-    exec(compile(code, "README.md", "exec"), {})
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    plain = names["logits"]
+    exec(compile(third, "README.md", "exec"), names)
+    assert names["model"].encoder.is_prepared
+    torch.testing.assert_close(names["logits"], plain, rtol=0, atol=1e-5)
     assert capsys.readouterr().out.strip().splitlines()[-1].split()[0] in set("0123456789")
 
 
