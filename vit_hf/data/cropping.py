@@ -35,6 +35,32 @@ _MOST_BYTES = 2**26  # of a table of the weights of all boxes
 _LARGE = 64 * 64  # pixels of a picture from which on a CPU does better without full matrices
 
 
+def draw_sides(
+    size: tuple[int, int], numbers: NDArray[np.float64], area: tuple[float, float], aspect: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Draw rectangles, `TRIES` for each picture: area and logarithm of the aspect ratio uniform.
+
+    Args:
+        size: (height, width) of the pictures.
+        numbers: (B, at least 2 * TRIES), uniform.
+        area: smallest and largest share of the picture.
+        aspect: smallest and largest width over height.
+
+    Returns:
+        (2, B, TRIES), whole: heights and widths, which may be larger than the picture.
+    """
+    areas = size[0] * size[1] * (area[0] + (area[1] - area[0]) * numbers[:, :TRIES])  # (B, tries)
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    aspects = np.exp(low + (high - low) * numbers[:, TRIES : 2 * TRIES])
+    return np.rint(np.stack([np.sqrt(areas / aspects), np.sqrt(areas * aspects)]))
+
+
+def first_that_fits(sides: NDArray[np.float64], fits: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return heights and widths (2, B) of the first try that `fits` (B, tries); of the first one where none does."""
+    first = np.broadcast_to(fits.argmax(axis=1)[:, None], (2, len(fits), 1))
+    return np.take_along_axis(sides, first, axis=2)[..., 0].astype(np.int64)
+
+
 def inception_boxes(size: tuple[int, int], keys: ArrayLike, area: tuple[float, float]) -> NDArray[np.int64]:
     """Draw a box for each key: area and logarithm of the aspect ratio uniform, then the place.
 
@@ -50,13 +76,10 @@ def inception_boxes(size: tuple[int, int], keys: ArrayLike, area: tuple[float, f
     """
     height, width = size
     numbers = uniforms(keys, "crop", 2 * TRIES + 2)
-    areas = height * width * (area[0] + (area[1] - area[0]) * numbers[:, :TRIES])  # (B, tries)
-    low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
-    aspects = np.exp(low + (high - low) * numbers[:, TRIES : 2 * TRIES])
-    widths, heights = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    first = fits.argmax(axis=1)[:, None]
-    tall, wide = (np.take_along_axis(sides, first, axis=1)[:, 0].astype(np.int64) for sides in (heights, widths))
+    sides = draw_sides(size, numbers, area, ASPECT)
+    tall_fits, wide_fits = (sides > 0) & (sides <= np.array(size)[:, None, None])
+    fits = tall_fits & wide_fits
+    tall, wide = first_that_fits(sides, fits)
     central_height = min(height, round(width / ASPECT[0]))
     central_width = min(width, round(height * ASPECT[1]))
     found = fits.any(axis=1)

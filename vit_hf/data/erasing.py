@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .cropping import TRIES, draw_sides, first_that_fits
 from .draws import integers, uniforms
 from .host import to_device
 
-TRIES = 10
 AREA = (0.02, 0.33)
 ASPECT = (0.3, 3.3)
 _CHUNK = 2**13  # pixels whose noise a CPU draws at a time, to stay in its cache
@@ -33,13 +33,10 @@ def erasing_boxes(size: tuple[int, int], keys: ArrayLike, probability: float) ->
     """
     height, width = size
     numbers = uniforms(keys, "erasing", 2 * TRIES + 3)
-    areas = height * width * (AREA[0] + (AREA[1] - AREA[0]) * numbers[:, :TRIES])  # (B, tries)
-    low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
-    aspects = np.exp(low + (high - low) * numbers[:, TRIES : 2 * TRIES])
-    heights, widths = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
-    fits = (heights < height) & (widths < width)
-    first = fits.argmax(axis=1)[:, None]
-    tall, wide = (np.take_along_axis(sides, first, axis=1)[:, 0].astype(np.int64) for sides in (heights, widths))
+    sides = draw_sides(size, numbers, AREA, ASPECT)[::-1]  # torchvision's aspect here is height over width
+    tall_fits, wide_fits = sides < np.array(size)[:, None, None]
+    fits = tall_fits & wide_fits
+    tall, wide = first_that_fits(sides, fits)
     erased = fits.any(axis=1) & (numbers[:, -3] < probability)
     tall, wide = np.where(erased, tall, 0), np.where(erased, wide, 0)
     top, left = integers(numbers[:, -2], height - tall + 1), integers(numbers[:, -1], width - wide + 1)

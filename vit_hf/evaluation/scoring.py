@@ -66,17 +66,34 @@ def score(
         on_batch: called with the number of samples after each batch, for progress.
         on_bad: as of `gather_rows`; the scores say which rows are left out.
     """
-    bad: list[int] = []
 
-    def forward(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return batch["labels"], model(pixel_values=batch["pixel_values"]).logits.float()  # (B,), (B, L)
+    def logits_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model(pixel_values=batch["pixel_values"]).logits.float()  # (B, L)
+
+    options: dict[str, Any] = {"num_samples": num_samples, "on_batch": on_batch, "on_bad": on_bad}
+    return gather_scores(model, loader, accelerator, logits_of, **options)
+
+
+def gather_scores(
+    model: nn.Module,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    logits_of: Callable[[dict[str, Any]], torch.Tensor],
+    *,
+    on_bad: OnBad = lambda rows: None,
+    **options: Any,
+) -> Scores:
+    """Return the scores of a split; `logits_of` a batch are (B, L) float32, the rest is as of `gather_rows`."""
+    bad: list[int] = []
 
     def leave_out(rows: list[int]) -> None:
         bad.extend(rows)
         on_bad(rows)
 
-    options: dict[str, Any] = {"num_samples": num_samples, "on_batch": on_batch, "on_bad": leave_out}
-    labels, logits = gather_rows(model, loader, accelerator, forward, **options)
+    def forward(batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        return batch["labels"], logits_of(batch)
+
+    labels, logits = gather_rows(model, loader, accelerator, forward, on_bad=leave_out, **options)
     return Scores(logits=logits, labels=labels, left_out=tuple(bad))
 
 

@@ -30,7 +30,7 @@ from transformers.image_utils import SizeDict
 from ..configuration_vit_hf import VitHfConfig
 from ..image_processing_vit_hf import VitHfImageProcessor
 from ..modeling_vit_hf import VitHfForImageClassification
-from .scoring import OnBad, Scores, gather_rows
+from .scoring import OnBad, Scores, gather_scores
 
 _ENLARGED = 8 / 7  # of the model's size, before five crops
 
@@ -155,7 +155,7 @@ def score_views(
     on_batch: Callable[[int], None] = lambda count: None,
     on_bad: OnBad = lambda rows: None,
 ) -> Scores:
-    """Score every sample once by the mean probabilities of its views; arguments and errors as of `gather_rows`.
+    """Score every sample once by the mean probabilities of its views; arguments and errors as of `gather_scores`.
 
     Args:
         models: one an image size, on the accelerator's device.
@@ -164,31 +164,23 @@ def score_views(
         flip: show each view mirrored too.
         num_samples: N, checked; None for a streamed split.
         on_batch: called with the number of samples after each batch.
-        on_bad: as of `gather_rows`.
+        on_bad: as of `gather_scores`.
 
     Returns:
         Logarithms of the mean probabilities in the place of logits.
     """
 
-    def forward(batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    def logits_of(batch: dict[str, Any]) -> torch.Tensor:
         said = [
             model(pixel_values=view).logits.float()
             for model, crops in zip(models, batch["pixel_values"], strict=True)
             for crop in crops.unbind(1)  # (B, C, H, W)
             for view in ((crop, crop.flip(-1)) if flip else (crop,))
         ]
-        return batch["labels"], average(torch.stack(said))
+        return average(torch.stack(said))
 
-    network = nn.ModuleList(models)
-    bad: list[int] = []
-
-    def leave_out(rows: list[int]) -> None:
-        bad.extend(rows)
-        on_bad(rows)
-
-    options: dict[str, Any] = {"num_samples": num_samples, "on_batch": on_batch, "on_bad": leave_out}
-    labels, logits = gather_rows(network, loader, accelerator, forward, **options)
-    return Scores(logits=logits, labels=labels, left_out=tuple(bad))
+    options: dict[str, Any] = {"num_samples": num_samples, "on_batch": on_batch, "on_bad": on_bad}
+    return gather_scores(nn.ModuleList(models), loader, accelerator, logits_of, **options)
 
 
 def average(logits: torch.Tensor) -> torch.Tensor:
