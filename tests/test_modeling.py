@@ -627,6 +627,38 @@ def test_the_shortcut_gives_the_logits_and_gradients_of_the_full_block(
         close(found[name], expected[name], tolerance)
 
 
+class Doubled(torch.nn.Linear):
+    """Stands in for an adapter: more than the product with its weight."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_the_shortcut_goes_through_what_stands_in_place_of_the_projection(tiny, randomise):
+    model = randomise(VitHfForImageClassification(tiny()))
+    plain = model(images()).logits
+    model.vit.layers[-1].attention.qkv.__class__ = Doubled
+    adapted = model(images()).logits
+    close(adapted, model.classifier(model.vit(images()).pooler_output), 5e-6)
+    assert (adapted - plain).abs().max() > 1e-3
+
+
+def test_the_shortcut_drops_attention_weights_in_training(tiny, randomise):
+    model = randomise(VitHfForImageClassification(tiny(num_hidden_layers=1, attention_probs_dropout_prob=0.5)))
+    close(model(images()).logits, model(images()).logits, 0)
+    model.train()
+    assert (model(images()).logits - model(images()).logits).abs().max() > 1e-3
+
+
+def test_the_shortcut_returns_the_weights_of_its_queries(tiny, randomise):
+    attention = randomise(VitHfForImageClassification(tiny())).vit.layers[0].attention
+    tokens = torch.randn(3, 13, 32)
+    mixed, weights = attention(tokens, num_queries=2)
+    expected, maps = attention(tokens, output_attentions=True)
+    close(mixed, expected[:, :2])
+    close(weights, maps[:, :, :2])
+
+
 def test_the_shortcut_computes_one_token_in_the_last_block(tiny):
     model = VitHfForImageClassification(tiny(num_register_tokens=2))
     assert tokens_out_of_the_last_block(model, images()) == 1

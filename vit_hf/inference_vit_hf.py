@@ -31,7 +31,6 @@ class VitHfPackedLinear(nn.Module):
 
     Args:
         linear: float32 or bfloat16; it is not kept.
-        rows: the outputs that are wanted.
         scale: (outputs,): a factor on each output, or None.
         activation: name in the config of a GELU to apply to the output, or None.
     """
@@ -40,12 +39,11 @@ class VitHfPackedLinear(nn.Module):
         self,
         linear: nn.Linear,
         *,
-        rows: slice = slice(None),
         scale: torch.Tensor | None = None,
         activation: str | None = None,
     ):
         super().__init__()
-        weight, bias = linear.weight.detach()[rows], None if linear.bias is None else linear.bias.detach()[rows]
+        weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
         if scale is not None:
             weight, bias = weight * scale[:, None], None if bias is None else bias * scale
         self.dtype = weight.dtype
@@ -67,27 +65,30 @@ class VitHfPackedLinear(nn.Module):
 class VitHfPackedLayer(VitHfLayer):
     """An encoder block of packed products; a `VitHfLayer` becomes one, and keeps its hooks."""
 
-    projections: nn.ModuleList
-    """One for query, key and value, or one for the query and one for key and value."""
+    qkv: VitHfPackedLinear
     output: VitHfPackedLinear
     fc1: VitHfPackedLinear
     fc2: VitHfPackedLinear
     activation: nn.Module
+    absorbs: bool
+    """Whether few queries do without keys and values; the attention then has its plain projection still."""
 
     @classmethod
     def convert(cls, layer: VitHfLayer, *, shortcut: bool) -> None:
         """Pack a block in place; `shortcut`: whether it may be asked for its first tokens only."""
         attention, mlp, scales = layer.attention, layer.mlp, (layer.scale1.scale, layer.scale2.scale)
-        width, activation = mlp.fc2.out_features, attention.config.hidden_act
+        activation = attention.config.hidden_act
         layer.__class__ = cls
         packed = cast(VitHfPackedLayer, layer)
-        rows = (slice(0, width), slice(width, 3 * width)) if shortcut else (slice(None),)
-        packed.projections = nn.ModuleList([VitHfPackedLinear(attention.qkv, rows=part) for part in rows])
+        packed.qkv = VitHfPackedLinear(attention.qkv)
         packed.output = VitHfPackedLinear(attention.output, scale=scales[0])
         packed.fc1 = VitHfPackedLinear(mlp.fc1, activation=activation)
         packed.activation = nn.Identity() if activation in _FUSED else mlp.activation
         packed.fc2 = VitHfPackedLinear(mlp.fc2, scale=scales[1])
-        del attention.qkv, attention.output, layer.mlp, layer.scale1, layer.scale2
+        packed.absorbs = shortcut and attention.can_absorb
+        if not packed.absorbs:
+            del attention.qkv
+        del attention.output, layer.mlp, layer.scale1, layer.scale2
 
     @torch.compiler.disable  # inductor takes packed weights as constants only
     def forward(self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs) -> torch.Tensor:
@@ -97,17 +98,12 @@ class VitHfPackedLayer(VitHfLayer):
                 "a model that was prepared for inference gives no attention maps; load it again without "
                 "prepare_for_inference"
             )
-        normed, heads = self.norm1(hidden_states), (-1, self.attention.head_dim)
-        hidden_states = hidden_states[:, :num_queries]  # (B, Q, D)
-        if len(self.projections) == 1:
-            parts = self.projections[0](normed).unflatten(-1, (3, *heads)).unbind(2)  # each (B, N, A, K)
+        normed, hidden_states = self.norm1(hidden_states), hidden_states[:, :num_queries]  # (B, N, D), (B, Q, D)
+        if num_queries is not None and self.absorbs:
+            mixed, _ = self.attention.absorb(normed, num_queries)  # (B, Q, A, K)
         else:
-            query, key_value = self.projections
-            parts = (
-                query(normed[:, :num_queries]).unflatten(-1, heads),  # (B, Q, A, K)
-                *key_value(normed).unflatten(-1, (2, *heads)).unbind(2),  # each (B, N, A, K)
-            )
-        mixed, _ = self.attention.attend(*(part.transpose(1, 2) for part in parts), **kwargs)  # (B, Q, A, K)
+            parts = self.attention.heads(self.qkv(normed), num_queries)
+            mixed, _ = self.attention.attend(*parts, **kwargs)  # (B, Q, A, K)
         hidden_states = self.output(mixed.flatten(2), hidden_states)  # (B, Q, D)
         return self.fc2(self.activation(self.fc1(self.norm2(hidden_states))), hidden_states)
 

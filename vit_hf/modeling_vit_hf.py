@@ -3,7 +3,7 @@
 Follows the official code, google-research/vision_transformer `vit_jax/models_vit.py` and `models_resnet.py`, in maths,
 initialisation and order of operations; the descendants' additions (registers, LayerScale, QK-norm, attention pooling,
 fixed positions) are switched by the config. Two things differ in form, not in value: query, key and value are one fused
-projection, and where only the class token is asked for, the last block computes that one token.
+projection, and where only the class token is asked for, the last block computes that one token and no keys or values.
 
 Shapes: B batch, C channels, H x W pixels, h x w patch grid, P tokens before the patches (class token, registers),
 N tokens (P + h*w), Q query tokens, D width, A heads, K head dim (A*K = D), L classes, R representation size.
@@ -429,18 +429,49 @@ class VitHfAttention(nn.Module):
         Returns the attended tokens (B, Q, D), and the attention weights (B, A, Q, N) or None where the backend
         does not form them.
         """
-        heads = (self.num_heads, self.head_dim)
-        if num_queries is None:
-            parts = self.qkv(hidden_states).unflatten(-1, (3, *heads)).unbind(2)  # each (B, N, A, K)
+        mixed: torch.Tensor  # (B, Q, A, K)
+        weights: torch.Tensor | None
+        if num_queries is not None and self.can_absorb:
+            mixed, weights = self.absorb(hidden_states, num_queries)
         else:
-            width = hidden_states.shape[-1]
-            weight, more = self.qkv.weight.split([width, 2 * width])
-            bias, biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split([width, 2 * width])
-            query = F.linear(hidden_states[:, :num_queries], weight, bias).unflatten(-1, heads)  # (B, Q, A, K)
-            parts = (query, *F.linear(hidden_states, more, biases).unflatten(-1, (2, *heads)).unbind(2))
-        query, key, value = (part.transpose(1, 2) for part in parts)  # (B, A, Q, K), (B, A, N, K), (B, A, N, K)
-        mixed, weights = self.attend(query, key, value, **kwargs)
+            mixed, weights = self.attend(*self.heads(self.qkv(hidden_states), num_queries), **kwargs)
         return self.output(mixed.flatten(2)), weights  # (B, Q, D), (B, A, Q, N)
+
+    def heads(self, projected: torch.Tensor, num_queries: int | None) -> list[torch.Tensor]:
+        """Cut (B, N, 3*D) into queries (B, A, Q, K), keys and values (B, A, N, K)."""
+        query, key, value = projected.unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)  # each (B, N, A, K)
+        return [part.transpose(1, 2) for part in (query[:, :num_queries], key, value)]
+
+    @property
+    def can_absorb(self) -> bool:
+        """Whether `absorb` computes what the fused projection (no adapter in its place) and `attend` would."""
+        dropping = self.training and self.dropout > 0
+        return type(self.qkv) is nn.Linear and self.k_norm is None and not dropping
+
+    def absorb(self, hidden_states: torch.Tensor, num_queries: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attend from the first tokens of (B, N, D) without forming a key or a value, whatever the backend.
+
+        A score is q . (W x + b) = (W' q) . x + q . b, whose last term is the same for all x, which softmax does not
+        see; the mean of the values is the value of the mean token. Projections are then a product a query, not one a
+        token; DeepSeek-V2 absorbs its weights so (arXiv 2405.04434, section 2.1.2).
+
+        Returns the mixed values (B, Q, A, K) and the attention weights (B, A, Q, N).
+        """
+        shape, width = (self.num_heads, self.head_dim), hidden_states.shape[-1]
+        query_weight, *weights = self.qkv.weight.split(width)  # each (D, D)
+        query_bias, _, value_bias = [None] * 3 if self.qkv.bias is None else self.qkv.bias.split(width)
+        query = F.linear(hidden_states[:, :num_queries], query_weight, query_bias).unflatten(-1, shape)  # (B, Q, A, K)
+        batch, tokens = query.shape[0], hidden_states.to(query.dtype)  # autocast gives another
+        key_weight, value_weight = (weight.unflatten(0, shape) for weight in weights)  # (A, K, D)
+        probes = query.flatten(0, 1).transpose(0, 1) @ key_weight  # (A, B*Q, D)
+        probes = probes.unflatten(1, (batch, -1)).transpose(0, 1).flatten(1, 2)  # (B, A*Q, D)
+        scores = probes @ tokens.transpose(1, 2) * self.scaling  # (B, A*Q, N)
+        maps = scores.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+        means = (maps @ tokens).unflatten(1, (self.num_heads, -1)).transpose(0, 1).flatten(1, 2)  # (A, B*Q, D)
+        mixed = (means @ value_weight.transpose(1, 2)).transpose(0, 1).unflatten(0, (batch, -1))  # (B, Q, A, K)
+        if value_bias is not None:
+            mixed = mixed + value_bias.view(shape)
+        return mixed, maps.unflatten(1, (self.num_heads, -1))
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs
