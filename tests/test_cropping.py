@@ -9,7 +9,16 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from vit_hf.data import cropping
-from vit_hf.data.cropping import BICUBIC, BILINEAR, LANCZOS, NEAREST, cut_and_resize, inception_boxes, resize
+from vit_hf.data.cropping import (
+    BICUBIC,
+    BILINEAR,
+    LANCZOS,
+    NEAREST,
+    cut_and_resize,
+    inception_box,
+    inception_boxes,
+    resize,
+)
 from vit_hf.data.draws import sample_keys
 from vit_hf.data.host import exact_products
 
@@ -68,6 +77,13 @@ def test_boxes_lie_within_the_picture(size, area):
     assert boxes.min(axis=0).tolist() >= [0, 0, 1, 1]
     assert (boxes[:, 0] + boxes[:, 2]).max() <= size[0]
     assert (boxes[:, 1] + boxes[:, 3]).max() <= size[1]
+
+
+@pytest.mark.parametrize("size", [(375, 500), (32, 32), (1, 50), (7, 500), (20, 100)])
+@pytest.mark.parametrize("area", [(0.08, 1.0), (0.9, 1.0)])
+def test_a_box_drawn_alone_is_that_of_the_batch(size, area):
+    keys = keys_of(3000)
+    assert [list(inception_box(size, key, area)) for key in keys.tolist()] == inception_boxes(size, keys, area).tolist()
 
 
 def test_where_nothing_fits_the_box_is_torchvisions_central_one():

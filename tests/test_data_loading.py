@@ -10,6 +10,7 @@ import itertools
 import os
 import resource
 from collections import Counter
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,13 @@ from vit_hf import VitHfImageProcessor
 from vit_hf.data import loading, preparation
 from vit_hf.data.draws import sample_keys
 from vit_hf.data.images import BadImageError, read_image, read_rgb
-from vit_hf.data.loading import TrainRows, TrainStream, build_evaluation_loader, build_train_loader, process_batch
+from vit_hf.data.loading import TrainRows, TrainStream, build_evaluation_loader, build_train_loader, finisher
 from vit_hf.data.order import Address, FullBatches, StepSampler, seed_from
 from vit_hf.data.pixel_cache import cached_pixels
 from vit_hf.data.preparation import Preparation
 from vit_hf.data.sources import load_source
 from vit_hf.data.transforms import Augmentation, TrainTransform
+from vit_hf.data.workers import Sent
 from vit_hf.evaluation.views import ViewCutter
 
 COLUMNS = {"image_column": "image", "label_column": "label"}
@@ -372,6 +374,29 @@ def test_a_missing_label_in_a_stream_names_sample_value_and_range(transform, pro
 
 
 # ---------------------------------------------------------------------------------------------- evaluation
+def test_a_batch_leaves_a_loader_process_with_its_small_tensors_by_value_and_shares_the_large_ones():
+    batch = Sent(
+        rows=torch.arange(5), mask=torch.tensor([True, False]), half=torch.ones(3, dtype=torch.bfloat16),
+        pixel_values=torch.randn(2, 3, 80, 80), views=[torch.randn(4)],
+    )  # fmt: skip
+    received = ForkingPickler.loads(ForkingPickler.dumps(batch))
+    assert list(received) == list(batch)
+    assert received.pop("views")[0].equal(batch.pop("views")[0])
+    for name, tensor in batch.items():
+        assert torch.equal(received[name], tensor)
+        assert received[name].dtype == tensor.dtype
+        assert received[name].is_shared() == (name in ("half", "pixel_values")), name
+
+
+def processed(processor, images) -> torch.Tensor:
+    collate = loading.EvaluationCollator(processor)
+    return collate.finish(collate({"images": images}))["pixel_values"]
+
+
+def evaluated(loader) -> list:
+    return list(map(finisher(loader), loader))
+
+
 def evaluation_loader(split, processor, *, workers=0):
     return build_evaluation_loader(split, **COLUMNS, name="test", processor=processor, batch_size=8, workers=workers)
 
@@ -380,7 +405,7 @@ def evaluation_loader(split, processor, *, workers=0):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_gives_every_row_once_in_order_as_the_processor_makes_it(split, processor, streamed, workers):
     given = split.to_iterable_dataset() if streamed else split
-    batches = list(evaluation_loader(given, processor, workers=workers))
+    batches = evaluated(evaluation_loader(given, processor, workers=workers))
     assert [len(batch["rows"]) for batch in batches] == [8, 8, 8]
     assert torch.cat([batch["rows"] for batch in batches]).tolist() == [*range(22), 21, 21]  # the last one fills up
     assert torch.cat([batch["labels"] for batch in batches])[:22].tolist() == split["label"][:]
@@ -452,10 +477,12 @@ def test_a_batch_is_processed_as_each_picture_of_it_alone_bit_for_bit(settings):
     processor = VitHfImageProcessor(**settings)
     split = pictures(7)
     decoded = [read_rgb(row["image"], where="test") for row in split]
-    found = process_batch(processor, cached_pixels(split, "image"))
+    found = processed(processor, cached_pixels(split, "image"))
+    one_by_one = processed(processor, decoded)
     alone = [processor([picture], return_tensors="pt")["pixel_values"] for picture in decoded]
-    assert found.dtype == alone[0].dtype
+    assert found.dtype == one_by_one.dtype == alone[0].dtype
     assert torch.equal(found, torch.cat(alone))
+    assert torch.equal(one_by_one, found)
 
 
 def test_a_processor_with_steps_of_its_own_takes_its_own_steps(processor):
@@ -465,16 +492,16 @@ def test_a_processor_with_steps_of_its_own_takes_its_own_steps(processor):
 
     pixels = cached_pixels(pictures(7), "image")
     inverted = Inverted(size={"height": 8, "width": 8})
-    assert torch.equal(process_batch(inverted, pixels), process_batch(processor, 255 - pixels))
+    assert torch.equal(processed(inverted, pixels), processed(processor, 255 - pixels))
 
 
 @pytest.mark.parametrize("size", [8, 5, 32])
 def test_digits_are_evaluated_from_the_cache_as_from_their_files(size, monkeypatch):
     source, processor = load_source("digits"), VitHfImageProcessor(size={"height": size, "width": size})
     options = {"image_column": "image", "label_column": "label", "name": "test", "processor": processor}
-    found = list(build_evaluation_loader(source.test, **options, batch_size=64, workers=0))
+    found = evaluated(build_evaluation_loader(source.test, **options, batch_size=64, workers=0))
     monkeypatch.setattr(loading, "cached_pixels", lambda *_: None)
-    expected = list(build_evaluation_loader(source.test, **options, batch_size=64, workers=0))
+    expected = evaluated(build_evaluation_loader(source.test, **options, batch_size=64, workers=0))
     assert_same(found, expected)
 
 
@@ -484,9 +511,9 @@ def test_cifar_is_evaluated_from_the_cache_as_from_its_files(size, shared_data, 
     options = {"image_column": source.image_column, "label_column": source.label_column, "name": "test", "workers": 0}
     options["processor"] = VitHfImageProcessor(size={"height": size, "width": size})
     split = source.test.select(range(0, 10_000, 100))
-    found = list(build_evaluation_loader(split, **options, batch_size=50))
+    found = evaluated(build_evaluation_loader(split, **options, batch_size=50))
     monkeypatch.setattr(loading, "cached_pixels", lambda *_: None)
-    assert_same(found, list(build_evaluation_loader(split, **options, batch_size=50)))
+    assert_same(found, evaluated(build_evaluation_loader(split, **options, batch_size=50)))
 
 
 @pytest.mark.parametrize("crops", [1, 5])

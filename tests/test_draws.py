@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vit_hf.data.draws import integers, normals, sample_keys, uniforms
+from vit_hf.data.draws import Uniforms, integers, normals, sample_keys, uniforms
 
 MASK = 2**64 - 1
 COUNT = 40_000
@@ -81,6 +81,12 @@ def test_uniforms_are_those_of_splitmix_from_a_start_of_the_key_and_the_purpose(
     found = uniforms([key], "crop", 6)[0]
     for place in range(6):
         assert found[place] == (splitmix((state + place * 0x9E3779B97F4A7C15) & MASK) >> 11) / 2**53
+
+
+def test_numbers_drawn_one_by_one_are_the_same():
+    keys = keys_of(200).tolist()
+    found = [[Uniforms(key, "crop")[place] for place in range(22)] for key in keys]
+    assert found == uniforms(keys, "crop", 22).tolist()
 
 
 def test_more_numbers_leave_the_first_as_they_are():

@@ -20,7 +20,7 @@ from vit_hf import (  # noqa: E402
     VitHfImageProcessor,
 )
 from vit_hf.cli import main  # noqa: E402
-from vit_hf.data.loading import build_evaluation_loader  # noqa: E402
+from vit_hf.data.loading import build_evaluation_loader, finisher  # noqa: E402
 from vit_hf.data.pictures import DataFields, open_pictures  # noqa: E402
 from vit_hf.evaluation.scoring import classify  # noqa: E402
 from vit_hf.sharing import export, graph  # noqa: E402
@@ -334,7 +334,7 @@ def digits(tmp_path_factory):
         loader = build_evaluation_loader(
             split, **pictures.columns, name="digits", processor=processor, batch_size=len(split), workers=0
         )
-        batch = next(iter(loader))
+        batch = finisher(loader)(next(iter(loader)))
         return batch["pixel_values"], batch["labels"]
 
     config = VitHfConfig(image_size=8, patch_size=2, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,

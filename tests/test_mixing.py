@@ -32,7 +32,7 @@ def test_mixup_of_a_pair_equals_torchvision_at_the_same_weight(position):
     theirs = v2.MixUp(alpha=0.8, num_classes=CLASSES)
     theirs.make_params = lambda flat_inputs: {"lam": draws["mix_blend"][0].item()}
     pixels, labels = batch(2)
-    for found, expected in zip(ours.apply(pixels, labels, draws), theirs(pixels, labels), strict=True):
+    for found, expected in zip(ours.apply(pixels.clone(), labels, draws), theirs(pixels, labels), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -47,7 +47,7 @@ def test_cutmix_of_a_pair_equals_torchvision_at_the_same_weight_and_centre(monke
     theirs._dist = SimpleNamespace(sample=lambda shape: torch.tensor(weight, dtype=torch.float64))
     monkeypatch.setattr(torch, "randint", lambda high, size: torch.tensor([{8: y, 12: x}[high]]))
     pixels, labels = torch.randn(2, 3, 8, 12), torch.tensor([1, 4])
-    found, expected = ours.apply(pixels, labels, draws), theirs(pixels, labels)
+    found, expected = ours.apply(pixels.clone(), labels, draws), theirs(pixels, labels)
     assert torch.equal(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1], atol=1e-6, rtol=0)
 
@@ -57,7 +57,7 @@ def test_cutmix_of_a_pair_equals_torchvision_at_the_same_weight_and_centre(monke
 def test_targets_are_probabilities_of_the_two_classes_of_the_pair(mixup, cutmix):
     ours = mixer(mixup, cutmix)
     pixels, labels = batch(64)
-    _, targets = ours.apply(pixels, labels, ours.draw(list(range(64)), 8, 12))
+    _, targets = ours.apply(pixels.clone(), labels, ours.draw(list(range(64)), 8, 12))
     assert targets.shape == (64, CLASSES)
     assert targets.dtype == torch.float32
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(64), atol=1e-6, rtol=0)
@@ -73,15 +73,23 @@ def test_any_even_slice_of_a_batch_mixes_as_the_whole_batch_does(mixup, cutmix, 
     ours = mixer(mixup, cutmix)
     pixels, labels = batch(16)
     positions = list(range(100, 116))
-    whole = ours.apply(pixels, labels, ours.draw(positions, 8, 12))
+    whole = ours.apply(pixels.clone(), labels, ours.draw(positions, 8, 12))
     cut = slice(start, end)
     for draws in (
         ours.draw(positions[cut], 8, 12),
         {name: drawn[cut] for name, drawn in ours.draw(positions, 8, 12).items()},
     ):
-        part = ours.apply(pixels[cut], labels[cut], draws)
+        part = ours.apply(pixels[cut].clone(), labels[cut], draws)
         assert torch.equal(part[0], whole[0][cut])
         assert torch.equal(part[1], whole[1][cut])
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_pair_by_pair_on_a_cpu_equals_all_at_once_on_other_devices(mixup, cutmix):
+    ours = mixer(mixup, cutmix)
+    pixels, labels = batch(32, 16, 24)
+    draws = ours.draw(list(range(32)), 16, 24)
+    assert torch.equal(ours._mixed(pixels, draws), ours.apply(pixels.clone(), labels, draws)[0])
 
 
 def test_draws_depend_on_seed_and_pair_only():
@@ -115,7 +123,7 @@ def test_mixup_blends_the_whole_picture_and_cutmix_blends_nothing():
     assert torch.equal(mixup["mix_blend"], mixup["mix_share"])
     assert cutmix["mix_blend"].eq(1).all()
     pixels, labels = batch(64)
-    mixed, _ = mixer(cutmix=1.0).apply(pixels, labels, cutmix)
+    mixed, _ = mixer(cutmix=1.0).apply(pixels.clone(), labels, cutmix)
     partner = pixels[torch.arange(64) ^ 1]
     assert torch.logical_or(mixed == pixels, mixed == partner).all()
 
@@ -124,7 +132,7 @@ def test_the_share_of_a_label_is_the_area_of_its_own_pixels():
     ours, count = mixer(cutmix=1.0), 400
     draws = ours.draw(list(range(count)), 16, 24)
     pixels = (torch.arange(count) % 2).float().view(-1, 1, 1, 1).expand(-1, 3, 16, 24)  # a pair is 0s and 1s
-    mixed, _ = ours.apply(pixels, torch.zeros(count, dtype=torch.int64), draws)
+    mixed, _ = ours.apply(pixels.clone(), torch.zeros(count, dtype=torch.int64), draws)
     own = (mixed == pixels)[:, 0].float().mean(dim=(1, 2))
     torch.testing.assert_close(draws["mix_share"], own, atol=1e-6, rtol=0)
 

@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset, Image, concatenate_datasets
 
 from vit_hf import VitHfImageProcessor, get_recipe
-from vit_hf.data.loading import build_evaluation_loader, build_train_loader
+from vit_hf.data.loading import build_evaluation_loader, build_train_loader, finisher
 from vit_hf.data.mixing import PairMixing
 from vit_hf.data.pictures import DataFields, Pictures, open_pictures
 from vit_hf.data.transforms import TrainTransform
@@ -106,7 +106,14 @@ def our_pass(case: Case, pictures: Pictures, library: str, device: torch.device)
             batch_size=case.batch,
             workers=_workers(library),
         )
-        return dict_pass(loader, device)
+        finish = finisher(loader)
+
+        def finished() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for batch in loader:
+                there = finish({name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()})
+                yield there["pixel_values"], there["labels"]
+
+        return finished
     augmentation = dataclasses.replace(recipe.augmentation, repeats=1)
     mixing = PairMixing(augmentation, num_classes=len(pictures.source.label_names), seed=0)
     train_loader, prepare = build_train_loader(

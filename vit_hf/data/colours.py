@@ -72,8 +72,8 @@ def solarize(pixels: torch.Tensor, thresholds: torch.Tensor, masks: torch.Tensor
         thresholds: (B,) float32 in [0, 255], or 256 to invert none.
         masks: (B,) uint8, the bits to keep; 255 for all.
     """
-    inverted = torch.where(pixels >= _per_picture(thresholds), ~pixels, pixels)
-    return inverted.bitwise_and_(_per_picture(masks))
+    inverts = (pixels >= _per_picture(thresholds)).view(torch.uint8).neg_()  # 255 or 0
+    return inverts.bitwise_xor_(pixels).bitwise_and_(_per_picture(masks))
 
 
 def autocontrast(pixels: torch.Tensor) -> torch.Tensor:

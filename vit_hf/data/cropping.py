@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from .draws import integers, uniforms
+from .draws import Uniforms, integers, uniforms
 from .host import exact_products, to_bytes, to_device
 
 TRIES = 10
@@ -87,6 +87,22 @@ def inception_boxes(size: tuple[int, int], keys: ArrayLike, area: tuple[float, f
     top, left = integers(numbers[:, -2], height - tall + 1), integers(numbers[:, -1], width - wide + 1)
     top, left = np.where(found, top, (height - tall) // 2), np.where(found, left, (width - wide) // 2)
     return np.stack([top, left, tall, wide], axis=1)
+
+
+def inception_box(size: tuple[int, int], key: int, area: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Draw the box of one key, the very one of `inception_boxes`, in a tenth of the time: the first try mostly fits."""
+    height, width = size
+    numbers, (low, high) = Uniforms(key, "crop"), map(math.log, ASPECT)
+    for number in range(TRIES):
+        pixels = height * width * (area[0] + (area[1] - area[0]) * numbers[number])
+        aspect = np.exp(low + (high - low) * numbers[TRIES + number])
+        tall, wide = round(math.sqrt(pixels / aspect)), round(math.sqrt(pixels * aspect))
+        if 0 < tall <= height and 0 < wide <= width:
+            rooms = enumerate((height - tall + 1, width - wide + 1), start=2 * TRIES)
+            top, left = (min(int(numbers[place] * room), room - 1) for place, room in rooms)
+            return top, left, tall, wide
+    top, left, tall, wide = inception_boxes(size, [key], area)[0].tolist()
+    return top, left, tall, wide
 
 
 def _filtered(offsets: NDArray[np.float64], resample: int) -> NDArray[np.float64]:

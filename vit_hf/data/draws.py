@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ALL = 2**64 - 1
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -58,6 +59,29 @@ def uniforms(keys: ArrayLike, purpose: str, count: int) -> NDArray:
     starts = _mixed(np.asarray(keys, np.int64).astype(np.uint64) ^ _start(purpose))
     places = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
     return (_mixed(starts[:, None] + places) >> np.uint64(11)) * 2.0**-53  # (B, count)
+
+
+class Uniforms:
+    """The numbers of one sample, one by one: those of `uniforms`, a tenth of its time for a few of them.
+
+    Args:
+        key: of the sample.
+        purpose: what they are for.
+    """
+
+    def __init__(self, key: int, purpose: str):
+        self._start = _mixed_int(key ^ int(_start(purpose)))
+
+    def __getitem__(self, place: int) -> float:
+        """Return the number in a column of `uniforms`."""
+        return (_mixed_int(self._start + (place + 1) * int(GOLDEN) & _ALL) >> 11) * 2.0**-53
+
+
+def _mixed_int(bits: int) -> int:
+    """Do as `_mixed`, with one number of 64 bits."""
+    bits = (bits ^ bits >> 30) * int(_FIRST) & _ALL
+    bits = (bits ^ bits >> 27) * int(_SECOND) & _ALL
+    return bits ^ bits >> 31
 
 
 def normals(keys: ArrayLike, purpose: str, count: int) -> NDArray:

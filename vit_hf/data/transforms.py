@@ -21,11 +21,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
-from .cropping import INTERPOLATION, cut_and_resize, inception_boxes, resize
+from .cropping import INTERPOLATION, cut_and_resize, inception_box, inception_boxes, resize
 from .draws import integers, uniforms
 from .erasing import erase, erasing_boxes
 from .geometry import bilinear_affine, draw_affine, windows
-from .host import to_device
+from .host import change_rows, to_device
 from .jitter import color_jitter, draw_color_jitter, draw_three_augment, three_augment
 from .randaugment import MAX_LEVEL, draw_operations, randaugment
 
@@ -165,7 +165,7 @@ class TrainTransform:
         """
         if self.augmentation.crop != "inception":
             return 0, 0, *size
-        return tuple(inception_boxes(size, [key], self.augmentation.crop_area)[0].tolist())
+        return inception_box(size, key, self.augmentation.crop_area)
 
     def picture(self, picture: PIL.Image.Image, key: int) -> torch.Tensor:
         """Cut and resize one picture, of any mode, to what `batch(..., cut=True)` takes: uint8 (C, h, w)."""
@@ -262,7 +262,7 @@ class TrainTransform:
             room = [there - size + 1 for there, size in zip(pixels.shape[2:], self.size, strict=True)]
             tops, lefts = integers(uniforms(keys, "shift", 2), np.array(room)).T
             pixels = windows(pixels, tops, lefts, self.size)
-        if mirrored is not None:
-            mask = to_device(mirrored, pixels.device)[:, None, None, None]
-            pixels = torch.where(mask, pixels.flip(-1), pixels)
-        return pixels.clone() if pixels is before else pixels
+        pixels = pixels.clone() if pixels is before else pixels
+        if mirrored is not None and mirrored.any():
+            pixels = change_rows(pixels, np.flatnonzero(mirrored), lambda some: some.flip(-1))
+        return pixels

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.bad_images import BrokenSourceError
+from ..data.loading import finisher
 from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
 from ..modeling_vit_hf import VitHfForImageClassification
 from .metrics import load_metrics
@@ -130,9 +131,10 @@ def gather_rows(
     training = model.training
     model.eval()
     collected: list[tuple[torch.Tensor, ...]] = []
+    finish = finisher(loader)
     try:
         with torch.no_grad(), accelerator.autocast():
-            for batch in loader:
+            for batch in map(finish, loader):
                 gathered = accelerator.gather((batch["rows"], *forward(batch)))
                 collected.append(tuple(tensor.cpu() for tensor in gathered))
                 on_batch(len(batch["rows"]) * accelerator.num_processes)

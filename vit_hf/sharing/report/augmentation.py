@@ -98,8 +98,8 @@ class Preview:
         pixels, labels = samples["pixel_values"], samples["labels"].tolist()  # (B, C, H, W)
         mixing = PairMixing(augmentation, num_classes=max(labels) + 1, seed=self.recipe.seed)
         draws = mixing.draw(samples["positions"].tolist(), *pixels.shape[-2:])
-        mixed = model_view(self.processor, mixing.apply(pixels, samples["labels"], draws)[0])
         before = model_view(self.processor, pixels)
+        mixed = model_view(self.processor, mixing.apply(pixels, samples["labels"], draws)[0])
         return [
             Mix((before[i], before[i + 1]), mixed[i], (labels[i], labels[i + 1]), float(draws["mix_share"][i]))
             for i in range(0, len(labels), 2)
