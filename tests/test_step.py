@@ -65,7 +65,7 @@ class Bench:
             optimizer=self.optimizer,
             schedule=self.schedule,
             average=self.average,
-            prepare=moved,
+            prepare=lambda batch, device: moved({name: tensor.clone() for name, tensor in batch.items()}, device),
             say=self.said.append,
         )
 

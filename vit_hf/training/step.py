@@ -41,7 +41,10 @@ class StepOutcome:
 
 
 class Stepper:
-    """Takes steps with the prepared objects of a run."""
+    """Takes steps with the prepared objects of a run.
+
+    What `prepare` returns is the step's own, which mixing may change in place; a batch is kept until the step is taken.
+    """
 
     def __init__(
         self,
