@@ -17,6 +17,7 @@ from vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, Vit
 from vit_hf.configuration_vit_hf import POSITION_INTERPOLATIONS
 from vit_hf.modeling_vit_hf import (
     VitHfResidualScale,
+    _WrittenOutBackward,
     classification_loss,
     eager_attention_forward,
     resample_patch_kernel,
@@ -451,6 +452,51 @@ def test_samples_of_a_batch_are_dropped_independently(tiny, randomise):
 
 
 # ------------------------------------------------------------------------------------------- attention
+@pytest.mark.parametrize("numbers", [2**18, 50], ids=["whole_batch", "in_pieces"])
+def test_gradients_by_written_out_weights_are_right_twice(numbers, monkeypatch):
+    monkeypatch.setattr(_WrittenOutBackward, "NUMBERS", numbers)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    generator = torch.Generator().manual_seed(5)
+    shapes = ((3, 2, 3, 4), (3, 2, 5, 4), (3, 2, 5, 4))  # (B, A, Q, K), (B, A, N, K), (B, A, N, K)
+    parts = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    def attend(*parts):
+        return _WrittenOutBackward.apply(*parts, 0.4)
+
+    close(attend(*parts), F.scaled_dot_product_attention(*parts, scale=0.4), 0)
+    assert torch.autograd.gradcheck(attend, parts)
+    assert torch.autograd.gradgradcheck(attend, parts)
+
+
+@pytest.mark.parametrize("spread", [1.0, 2.5])
+def test_gradients_by_written_out_weights_round_no_worse_than_those_of_the_kernel(spread):
+    generator = torch.Generator().manual_seed(6)
+    query, key, value, gradient = (torch.randn(2, 3, 65, 32, generator=generator).bfloat16() for _ in range(4))
+    parts = [part.requires_grad_() for part in (spread * query, spread * key, value)]
+    wide = [part.detach().double().requires_grad_() for part in parts]
+    exact = torch.autograd.grad(F.scaled_dot_product_attention(*wide), wide, gradient.double())
+    kernel = torch.autograd.grad(F.scaled_dot_product_attention(*parts), parts, gradient)
+    with torch.autocast("cpu", torch.bfloat16):  # must not reach into the backward pass
+        found = torch.autograd.grad(_WrittenOutBackward.apply(*parts, 32**-0.5), parts, gradient)
+    for ours, theirs, expected in zip(found, kernel, exact, strict=True):
+        assert (ours - expected).norm() < 1.5 * (theirs - expected).norm() < 0.01 * expected.norm()
+
+
+def test_weights_are_written_out_for_gradients_in_bfloat16_alone(tiny, randomise, monkeypatch):
+    calls = []
+    apply = _WrittenOutBackward.apply
+    monkeypatch.setattr(_WrittenOutBackward, "apply", lambda *args: calls.append(args) or apply(*args))
+    model = with_backend(randomise(VitHfForImageClassification(tiny())), "sdpa")
+    model(images())
+    with torch.no_grad():
+        model.bfloat16()(images())
+    assert not calls
+    model(images())
+    assert len(calls) == 2  # the last block forms no keys
+    with_backend(model, "eager")(images())
+    assert len(calls) == 2
+
+
 def test_attention_written_out_equals_sums_by_hand(tiny):
     query, key, value = (torch.randn(1, 1, n, 2) for n in (2, 3, 3))
     mixed, weights = eager_attention_forward(torch.nn.Identity().eval(), query, key, value)
@@ -715,6 +761,17 @@ def test_gradient_checkpointing_gives_equal_gradients(pooling, reentrant, tiny, 
     assert found.keys() == expected.keys()
     for name in expected:
         close(found[name], expected[name])
+
+
+def test_gradient_checkpointing_gives_equal_gradients_in_bfloat16(tiny, randomise):
+    model, labels = randomise(VitHfForImageClassification(tiny())).train(), torch.tensor([0, 4, 2])
+    found = []
+    for prepare in (lambda model: None, checkpointing):
+        prepare(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(gradients(model, model(images(), labels=labels).loss))
+    for name in found[0]:
+        close(found[1][name], found[0][name], 0)
 
 
 def test_input_embeddings_are_the_patch_embeddings(tiny):
