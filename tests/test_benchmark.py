@@ -126,7 +126,7 @@ def test_shares_are_of_the_fastest_way_to_run_the_products():
     record |= {"flops": 100, "products": {"flops": 80, "seconds": {"slow": [2.0], "fast": [1.0]}}}
     ours, timm = report.lines(record, "NVIDIA H100 80GB HBM3")
     assert (ours.share, timm.share) == (50 / 80, 25 / 80)
-    assert ours.mfu == pytest.approx(50 / 989e12)
+    assert ours.mfu == pytest.approx(50 / 989.4e12)
 
 
 def test_the_markdown_table_has_a_row_for_each_case_measured_or_not():

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "accelerate", "datasets", "numpy", "pillow")
-# Dense bf16 TFLOP/s on NVIDIA's data sheets, without sparsity; MFU is a share of these.
-SHEET_TFLOPS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121, "B200": 2250}
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
@@ -28,11 +26,6 @@ def describe_machine(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-
-
-def sheet_flops(name: str | None) -> float | None:
-    """Return the bf16 operations a second that a card's data sheet promises, None for a card not in the table."""
-    return next((1e12 * figure for card, figure in SHEET_TFLOPS.items() if card in (name or "")), None)
 
 
 def _affinity() -> set[int]:

@@ -14,8 +14,8 @@ from matplotlib.ticker import FuncFormatter
 from rich.table import Table
 
 from vit_hf.inspection.style import BLUE, FONT_SIZE, LIGHT, VERMILION, add_legend, new_figure, style_axes
+from vit_hf.training.utilization import peak_flops
 
-from .machine import sheet_flops
 from .timing import Ratio, ratio
 
 OURS = "vit_hf"  # with which the names of our rows begin
@@ -37,7 +37,7 @@ class Line:
     share: float | None
     """Of the rate of the matrix products alone, run in the fastest way."""
     mfu: float | None
-    """Of the data sheet's rate (CUDA)."""
+    """Of the rate that the card's maker states."""
     shown: dict[str, str]
     """Further figures, ready to print, by the name of their column."""
 
@@ -54,7 +54,7 @@ def lines(record: Mapping[str, Any], card: str | None = None) -> list[Line]:
     mean = np.mean([timed[name] for name in peers], axis=0) if peers else None  # (rounds,)
     best = min(peers, key=lambda name: float(np.median(np.asarray(timed[name]) / mean)), default=None)
     products, flops = record.get("products"), record.get("flops")
-    sheet = sheet_flops(card) if record["case"].get("precision") == "bf16" else None
+    sheet = peak_flops(card or "", "half") if record["case"].get("precision") == "bf16" else None
     made = []
     for name, row in rows.items():
         seconds = float(np.median(timed[name])) if name in timed else None

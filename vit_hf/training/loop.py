@@ -147,8 +147,9 @@ def _train(run: Session) -> None:
             if stop:
                 _stop(run)
             if not run.evaluated:
-                share = run.stepper.input_seconds / seconds
-                _evaluate(run, {"images_per_second": round(images / seconds, 1), "input_share": round(share, 4)})
+                speed, share = images / seconds, run.stepper.input_seconds / seconds
+                times = {"images_per_second": round(speed, 1), "input_share": round(share, 4)}
+                _evaluate(run, {**times, "mfu": run.utilization.mfu(speed)})
                 seconds, images, run.stepper.input_seconds = 0.0, 0, 0.0
             if save or (run.step == run.plan.total_steps and _saves(run)):
                 run.save()
@@ -173,10 +174,11 @@ def _evaluation_is_due(run: Session) -> bool:
     return done > before or run.step == run.plan.total_steps
 
 
-def _evaluate(run: Session, times: dict[str, float]) -> None:
+def _evaluate(run: Session, times: dict[str, float | None]) -> None:
     """Score the validation split, record the row, and publish the weights if they are the best so far.
 
-    `times` of the steps since the last evaluation: how many images a second, and what share of it went into input.
+    `times` of the steps since the last evaluation: how many images a second, what share of it went into input, and
+    what share of the devices' speed that is.
     """
     row: dict[str, Any] = {
         "epoch": run.epoch(run.step),
@@ -255,6 +257,7 @@ def _finish(run: Session) -> TrainResult:
         "steps": run.plan.total_steps,
         "epochs": run.epoch(run.plan.total_steps),
         "seconds": seconds,
+        **run.utilization.record(run.rows),
         "energy_kwh": energy,
         "energy_source": None if energy is None else run.energy.source,
         **run.record,

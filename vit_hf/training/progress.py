@@ -18,15 +18,22 @@ _COLUMNS = (  # heading, width, key, format
     ("lr", 9, "learning_rate", "{:.2e}"),
     ("images/s", 9, "images_per_second", "{:,.0f}"),
     ("input %", 8, "input_share", "{:.1%}"),
+    ("MFU %", 7, "mfu", "{:.1%}"),
 )
-TIMES = ("images_per_second", "input_share")
+TIMES = ("images_per_second", "input_share", "mfu")
 """What a row tells of speed, which two equal runs need not share."""
 
 
 class RunDisplay:
-    """Prints to a console; silent on all but the main process."""
+    """Prints to a console; silent on all but the main process.
 
-    def __init__(self, total_steps: int, *, enabled: bool):
+    Args:
+        total_steps: of the run.
+        enabled: whether this process prints.
+        with_mfu: whether the run's utilisation is known; where it is not, no row has it.
+    """
+
+    def __init__(self, total_steps: int, *, enabled: bool, with_mfu: bool = False):
         self.console = Console(quiet=not enabled, highlight=False)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -40,6 +47,7 @@ class RunDisplay:
         )
         self.task = self.progress.add_task("training", total=total_steps, numbers="")
         self.has_header = False
+        self.columns = _COLUMNS if with_mfu else _COLUMNS[:-1]
 
     def __enter__(self) -> "RunDisplay":
         self.progress.start()
@@ -60,11 +68,11 @@ class RunDisplay:
     def row(self, values: dict[str, Any], note: str = "") -> None:
         """Print one evaluation; a heading before the first."""
         if not self.has_header:
-            self.console.print("".join(f"{name:>{width}}" for name, width, _, _ in _COLUMNS), style="bold")
+            self.console.print("".join(f"{name:>{width}}" for name, width, _, _ in self.columns), style="bold")
             self.has_header = True
         cells = [
             f"{'-' if values.get(key) is None else form.format(values[key]).rstrip('%'):>{width}}"
-            for _, width, key, form in _COLUMNS
+            for _, width, key, form in self.columns
         ]
         self.console.print("".join(cells) + (f"  {note}" if note else ""), soft_wrap=True)
 

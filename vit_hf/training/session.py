@@ -59,6 +59,7 @@ from .setup import (
 from .state import RunFolder
 from .step import Stepper
 from .tasks import TASKS, Errors, Task
+from .utilization import Utilization
 
 T = TypeVar("T")
 
@@ -108,7 +109,6 @@ class Session:
         plan = self.plan = plan_for(
             recipe, num_images=num_rows(pictures.train), num_processes=accelerator.num_processes
         )
-        self.display = RunDisplay(plan.total_steps, enabled=accelerator.is_main_process and not self.quiet)
         record = describe_run(recipe, pictures, accelerator)
         self.path, checkpoint, state, finished = self._on_main(
             lambda: find_start(recipe, output, resume, record["data"])
@@ -126,6 +126,9 @@ class Session:
         else:
             model, self.processor = restore_model(recipe, checkpoint)
         self.task: Task = TASKS[recipe.task](recipe, model)
+        self.utilization = Utilization(model, recipe, accelerator.device, accelerator.num_processes)
+        shown, known = accelerator.is_main_process and not self.quiet, self.utilization.peak is not None
+        self.display = RunDisplay(plan.total_steps, enabled=shown, with_mfu=known)
         if recipe.gradient_checkpointing:
             enable_checkpointing(model)
 

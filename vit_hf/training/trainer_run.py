@@ -35,6 +35,7 @@ from .setup import build_model, check_launch, describe_run, enable_checkpointing
 from .state import RunFolder
 from .trainer import VitHfTrainer, check_arguments
 from .trainer_checkpoint import newest_checkpoint
+from .utilization import Utilization
 
 _CHECKPOINTS = "checkpoints"
 
@@ -143,8 +144,10 @@ def _run(recipe: Recipe, path: Path, resume: str | Path | None, quiet: bool) -> 
         folder = None
         if args.should_save:
             folder = stack.enter_context(contextlib.closing(RunFolder(path, resume=resume is not None)))
-        display = RunDisplay(args.max_steps, enabled=args.should_save and not quiet)
-        progress = _Progress(display)
+        utilization = Utilization(model, recipe, args.device, args.world_size)
+        shown, known = args.should_save and not quiet, utilization.peak is not None
+        display = RunDisplay(args.max_steps, enabled=shown, with_mfu=known)
+        progress = _Progress(display, utilization)
         callbacks: list[TrainerCallback] = [progress]
         if recipe.checkpoint_steps is not None:
             callbacks.append(_SaveEvery(recipe.checkpoint_steps))
@@ -184,11 +187,12 @@ def _run(recipe: Recipe, path: Path, resume: str | Path | None, quiet: bool) -> 
         if folder is not None:
             folder.publish_root(lambda place: trainer.save_model(str(place), _internal_call=True))
         trainer.accelerator.wait_for_everyone()
+        rows = [{**row, **progress.times.get(row["step"], {})} for row in evaluation_rows(trainer.state.log_history)]
+        record.update(utilization.record(rows))
         results, scores = _results(trainer, recipe, pictures, path, record)
         if folder is not None:
             predictions = Predictions.of_run(scores, pictures.source.label_names, results)
             folder.write_file(PREDICTIONS, lambda place: write_predictions(place, predictions))
-            rows = evaluation_rows(trainer.state.log_history)
             folder.write_metrics(rows)
             if not math.isinf(trainer.steps_per_epoch):  # a streamed set has no epochs to draw over
                 plot_learning_curves(rows, path / "learning_curves.png")
@@ -259,32 +263,43 @@ class _Progress(TrainerCallback):
 
     trainer: VitHfTrainer
 
-    def __init__(self, display: RunDisplay):
-        self.display = display
-        self.since, self.images = time.perf_counter(), 0
+    def __init__(self, display: RunDisplay, utilization: Utilization):
+        self.display, self.utilization = display, utilization
+        self.times: dict[int, dict[str, float | None]] = {}
+        """What rows tell of speed, by their step; of this session."""
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin to measure anew."""
+        self.since, self.seconds, self.images = time.perf_counter(), 0.0, 0
 
     def on_train_begin(self, args, state, control, **_):
-        self.since, self.images = time.perf_counter(), 0
+        self._begin()
         if state.global_step:
             self.display.print(f"going on after step {state.global_step:,}")
 
     def on_step_end(self, args, state, control, **_):
         self.images += self.trainer.get_total_train_batch_size(args)
+        self.seconds = time.perf_counter() - self.since
         self.display.step(
             loss=self.trainer.step_loss,
             learning_rate=self.trainer._get_learning_rate(),
-            images_per_second=self._speed(),
+            images_per_second=self.images / self.seconds,
         )
 
     def on_log(self, args, state, control, logs=None, **_):
         if "eval_top1" in logs or ("loss" in logs and args.eval_strategy == "no"):
             row = evaluation_rows(state.log_history)[-1]
             best = args.load_best_model_at_end and row["top1"] > (state.best_metric or -1.0)
-            self.display.row({**row, "images_per_second": round(self._speed(), 1)}, "best" if best else "")
-            self.since, self.images = time.perf_counter(), 0
+            if self.images:  # else no step was taken since the last row
+                speed = self.images / self.seconds
+                times = {"images_per_second": round(speed, 1), "mfu": self.utilization.mfu(speed)}
+                self.times[row["step"]] = times
+            self.display.row({**row, **self.times.get(row["step"], {})}, "best" if best else "")
+            self._begin()
 
-    def _speed(self) -> float:
-        return self.images / (time.perf_counter() - self.since)
+    def on_save(self, args, state, control, **_):
+        self.since = time.perf_counter() - self.seconds  # what it took does not count
 
 
 class _Energy(TrainerCallback):

@@ -237,6 +237,7 @@ def training_section(runs: Sequence[Records]) -> str:
         ["hardware", f"{_each(results, 'device')}; {processes} process{'es' if processes > 1 else ''}"],
         ["precision", plain(precision)],
         ["time", spread([result["seconds"] for result in results], "{:,.0f} s".format)],
+        *_speed(results),
         ["energy", _energy(results)],
         ["started", _each(results, "started")],
         ["source code", f"commit `{plain(commit)}`" if commit else "not recorded"],
@@ -259,6 +260,18 @@ def _each(results: list[dict[str, Any]], key: str) -> str:
     """Return what the runs say, each thing once."""
     found = dict.fromkeys(plain(result[key]) for result in results if result.get(key) is not None)
     return "; ".join(found) or "not recorded"
+
+
+def _speed(results: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the row of the speed, with its share of that of the devices where it is known; none if not recorded."""
+    speeds = [result["images_per_second"] for result in results if result.get("images_per_second") is not None]
+    if len(speeds) < len(results):
+        return []
+    said = f"{spread(speeds, '{:,.0f}'.format)} images/s"
+    shares = [result["mfu"] for result in results if result.get("mfu") is not None]
+    if len(shares) == len(results):
+        said += f", MFU {spread(shares, '{:.1%}'.format)} of {_each(results, 'peak_tflops')} TFLOP/s a process"
+    return [["speed", said]]
 
 
 def _energy(results: list[dict[str, Any]]) -> str:

@@ -122,6 +122,7 @@ def training_section(material: Material, pictures: Pictures) -> Section:
             ("length", f"{results['steps']:,} steps{epochs}, {batch:,} pictures a step"),
             ("time", f"{_duration(seconds)}, everything included"),
             ("speed", _speed(material.curves)),
+            *([("MFU", _mfu(results))] if results.get("mfu") is not None else []),
             ("machine", _machine(results)),
             ("precision", word(precision)),
             ("energy", f"{energy:.4g} kWh" if energy is not None else _NOT_RECORDED),
@@ -161,6 +162,11 @@ def _speed(rows: list[dict[str, Any]]) -> str:
     if len(speeds) == 1:
         return f"{speeds[0]:,.0f} pictures a second"
     return f"{speeds[0]:,.0f} to {speeds[-1]:,.0f} pictures a second"
+
+
+def _mfu(results: dict[str, Any]) -> str:
+    """Say the share of the device's speed that the network's matrix products took."""
+    return f"{results['mfu']:.2%} of the {results['peak_tflops']:,.4g} TFLOP/s that its maker states"
 
 
 def _duration(seconds: float) -> str:
