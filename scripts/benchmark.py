@@ -37,7 +37,7 @@ from rich.console import Console
 from vit_hf.inspection.style import save_figure
 
 MODES = ("infer", "train", "input", "epoch")
-PICTURES = {"cifar100": 5120, "imagenet": 512}  # of a pass in mode input
+PICTURES = {"cifar100": 5120, "imagenet": 2048}  # of a pass in mode input: the pipe fills in a small part of it
 Work = tuple[Any, str | None, Callable[[], dict[str, Any]]]
 
 
@@ -70,7 +70,7 @@ def read_options(words: list[str]) -> argparse.Namespace:
     add("--cifar100", metavar="SOURCE", help="CIFAR-100: folder, archive or Hub id")
     add("--imagenet", metavar="SOURCE", help="pictures of ImageNet's kind")
     add("--workers", type=int, default=2, help="loader processes; in mode input each is measured without, too")
-    add("--pictures", type=int, help="pictures of a pass in mode input: 5,120 of CIFAR-100, 512 of ImageNet")
+    add("--pictures", type=int, help="pictures of a pass in mode input: 5,120 of CIFAR-100, 2,048 of ImageNet")
     add("--net", nargs="+", default=["Ti/4", "S/4"], metavar="NAME", help="networks of mode epoch, patches for 32 px")
     add("--images", nargs="+", type=int, default=[1000, 10_000, 50_000], help="training pictures in mode epoch")
     add("--processes", nargs="+", type=int, default=[1, 2], help="processes in mode epoch")
