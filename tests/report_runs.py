@@ -166,7 +166,7 @@ def without_drawing():
         yield
 
 
-def _curves(rows, theme):
+def _curves(rows, theme, loss=""):
     return dict.fromkeys(("loss (nats)", "accuracy (%)"), LIGHT_DOT if theme.paper == "#FFFFFF" else DARK_DOT)
 
 

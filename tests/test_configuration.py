@@ -149,9 +149,15 @@ def test_a_json_round_trip_keeps_every_field(tmp_path):
         "resnet_stem_layers": (1, 2),
         "resnet_stem_width": 32,
         "resnet_stem_style": "timm",
+        "decoder_num_hidden_layers": 0,  # likewise
+        "decoder_hidden_size": 64,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 96,
+        "norm_pix_loss": False,
     }
     assert list(changed) == OURS
-    assert [name for name in OURS if changed[name] == getattr(VitHfConfig(), name)] == ["distilled"]
+    same = [name for name in OURS if changed[name] == getattr(VitHfConfig(), name)]
+    assert same == ["distilled", "decoder_num_hidden_layers", "norm_pix_loss"]
     config = VitHfConfig(**changed, id2label={0: "cat", 1: "dog", 2: "newt"})
     config.save_pretrained(tmp_path)
     loaded = VitHfConfig.from_pretrained(tmp_path)
@@ -166,6 +172,12 @@ def test_a_json_round_trip_keeps_every_field(tmp_path):
 def test_a_distilled_config_survives_json(tmp_path):
     VitHfConfig(distilled=True, num_register_tokens=1).save_pretrained(tmp_path)
     assert VitHfConfig.from_pretrained(tmp_path).distilled is True
+
+
+def test_a_config_with_a_decoder_survives_json(tmp_path):
+    VitHfConfig(decoder_num_hidden_layers=2, norm_pix_loss=True).save_pretrained(tmp_path)
+    loaded = VitHfConfig.from_pretrained(tmp_path)
+    assert (loaded.decoder_num_hidden_layers, loaded.norm_pix_loss) == (2, True)
 
 
 def test_numbers_in_json_exponent_form_are_read():

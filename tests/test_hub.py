@@ -27,6 +27,7 @@ CODE = {
     "configuration_vit_hf.py",
     "files_vit_hf.py",
     "inference_vit_hf.py",
+    "masked_vit_hf.py",
     "modeling_vit_hf.py",
     "image_processing_vit_hf.py",
 }

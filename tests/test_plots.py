@@ -190,6 +190,8 @@ def test_curves_hold_the_rows_with_accuracies_in_percent(tmp_path, figures):
 def test_axes_are_named_with_their_units(tmp_path, figures):
     plot_learning_curves(_ROWS, tmp_path / "figure.png")
     assert [ax.get_ylabel() for ax in figures[0].axes] == ["loss (nats)", "accuracy (%)", "learning rate"]
+    plot_learning_curves(_ROWS, tmp_path / "figure.png", loss="error of hidden patches")
+    assert figures[1].axes[0].get_ylabel() == "error of hidden patches"
     assert {ax.get_xlabel() for ax in figures[0].axes} == {"epoch"}
 
 

@@ -130,7 +130,11 @@ def test_the_score_is_the_mean_over_pictures_of_the_error_counted_by_hand(networ
     with torch.no_grad():
         found = network(pixels, bool_masked_pos=hidden).reconstruction
     errors = [count_by_hand(found[i], pixels[i], hidden[i], (4, 8)) for i in range(7)]
-    assert measured == {"loss": pytest.approx(sum(errors) / 7, rel=1e-5), "n": 7}
+    assert measured == {
+        "loss": pytest.approx(sum(errors) / 7, rel=1e-5),
+        "error": "mean absolute error of hidden pixels",
+        "n": 7,
+    }
     assert counts == [3, 3, 1]
 
 

@@ -78,6 +78,7 @@ def test_the_run_folder_is_a_model_repo_with_its_records(run):
         "configuration_vit_hf.py",
         "files_vit_hf.py",
         "inference_vit_hf.py",
+        "masked_vit_hf.py",
         "modeling_vit_hf.py",
         "image_processing_vit_hf.py",
     }

@@ -63,6 +63,7 @@ def test_a_save_lists_all_its_files_with_size_and_digest(model_class, tiny, tmp_
         "configuration_vit_hf.py",
         "files_vit_hf.py",
         "inference_vit_hf.py",
+        "masked_vit_hf.py",
         "modeling_vit_hf.py",
     }
 

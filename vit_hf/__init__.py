@@ -13,7 +13,8 @@ from transformers import (
 
 from .configuration_vit_hf import VitHfConfig
 from .image_processing_vit_hf import VitHfImageProcessor, VitHfImageProcessorPil
-from .modeling_vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, VitHfModel
+from .masked_vit_hf import VitHfForMaskedImageModeling
+from .modeling_vit_hf import VitHfForImageClassification, VitHfModel
 from .variants import variant
 
 if TYPE_CHECKING:

@@ -34,6 +34,10 @@ SIZE_LIMITS = {
     "representation_size": (1, 65_536),
     "num_register_tokens": (0, 65_536),
     "resnet_stem_width": (1, 65_536),
+    "decoder_num_hidden_layers": (0, 1_024),
+    "decoder_hidden_size": (1, 65_536),
+    "decoder_num_attention_heads": (1, 65_536),
+    "decoder_intermediate_size": (1, 262_144),
     "num_labels": (1, 1_000_000),
 }
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -51,6 +55,11 @@ ATTENTION_FIELDS, ATTENTION_BACKENDS = (
     ("eager", "sdpa", "flex_attention"),
 )
 CONFIG_BYTES = 64 << 20  # a million long label names
+# What only a model for masked images looks at.
+DECODER_FIELDS = (
+    "decoder_num_hidden_layers", "decoder_hidden_size", "decoder_num_attention_heads", "decoder_intermediate_size",
+    "norm_pix_loss",
+)  # fmt: skip
 AUTO_MAP = {
     "AutoConfig": "configuration_vit_hf.VitHfConfig",
     "AutoModel": "modeling_vit_hf.VitHfModel",
@@ -117,6 +126,17 @@ class VitHfConfig(PreTrainedConfig):
             multiple of 32, the number of groups of its GroupNorm.
         resnet_stem_style: "google": filters divided by std + 1e-5, GroupNorm eps 1e-6 (official code); "timm":
             by sqrt(variance + 1e-8), GroupNorm eps 1e-5.
+        decoder_num_hidden_layers: form of `VitHfForMaskedImageModeling`, the only class that looks at this and the
+            fields below. 0: SimMIM, the encoder sees a mask token in place of each hidden patch, one linear layer
+            predicts the pixels. More: MAE (He et al. 2022, arXiv 2111.06377), the encoder sees the visible patches
+            only, so many decoder blocks see all; no ResNet stem, which mixes the pixels of neighbouring patches.
+            Decoder blocks are of the encoder's kind (activation, biases, QK-norm, dropout) without LayerScale and drop
+            path.
+        decoder_hidden_size: width of the decoder's tokens; a multiple of 4 and of `decoder_num_attention_heads`.
+        decoder_num_attention_heads: heads of each self-attention of the decoder.
+        decoder_intermediate_size: width of the hidden layer of the decoder's MLPs.
+        norm_pix_loss: MAE predicts each patch less its mean, divided by its standard deviation (paper, section 3; its
+            better half of Table 1d).
 
     Raises:
         StrictDataclassError: (huggingface_hub) a field has the wrong type, or sizes, values and label names do not
@@ -159,6 +179,11 @@ class VitHfConfig(PreTrainedConfig):
     resnet_stem_layers: list[int] | tuple[int, ...] | None = None
     resnet_stem_width: int = 64
     resnet_stem_style: str = "google"
+    decoder_num_hidden_layers: int = 0
+    decoder_hidden_size: int = 512
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int = 2048
+    norm_pix_loss: bool = False
 
     def __post_init__(self, **kwargs):
         for name in ("image_size", "patch_size", "resnet_stem_layers"):
@@ -293,6 +318,7 @@ class VitHfConfig(PreTrainedConfig):
         self._check_numbers()
         self._check_values()
         self._check_divisibility()
+        self._check_decoder()
 
     def _check_numbers(self):
         """Sizes within `SIZE_LIMITS`, probabilities in [0, 1), finite numbers."""
@@ -366,6 +392,34 @@ class VitHfConfig(PreTrainedConfig):
                     f"with {len(self.resnet_stem_layers)} stages; use {self.stem_stride} or a multiple of it"
                 )
         patch_grid(self.image_hw, self.patch_hw)
+
+    def _check_decoder(self):
+        """The decoder of a model for masked images: its width divides, and nothing shows it what is hidden."""
+        layers, width, heads = (getattr(self, name) for name in DECODER_FIELDS[:3])
+        if not layers:
+            if self.norm_pix_loss:
+                raise ValueError(
+                    "norm_pix_loss is True and decoder_num_hidden_layers 0: SimMIM predicts plain pixels; expected a "
+                    "decoder of 1 or more layers, or norm_pix_loss False"
+                )
+            return
+        if self.resnet_stem_layers is not None:
+            raise ValueError(
+                f"decoder_num_hidden_layers is {layers} with resnet_stem_layers {self.resnet_stem_layers}: the stem's "
+                "convolutions would show hidden pixels to the visible patches beside them; use resnet_stem_layers None "
+                "(a variant without stem, such as B/16), or decoder_num_hidden_layers 0 (SimMIM)"
+            )
+        unit = math.lcm(4, heads)
+        if width % unit:
+            fitting = [size for size in (width // unit * unit, (width // unit + 1) * unit) if size]
+            raise ValueError(
+                f"decoder_hidden_size {width} is not divisible by 4 (sine and cosine of two axes) and by "
+                f"decoder_num_attention_heads {heads}; use decoder_hidden_size {' or '.join(map(str, fitting))}"
+            )
+        if self.norm_pix_loss and math.prod(self.patch_hw) * self.num_channels < 2:
+            raise ValueError(
+                "norm_pix_loss is True with patches of one number each, which have no deviation; use larger patches"
+            )
 
     def validate_labels(self):
         """`id2label` counts 0, 1, ... without gaps, and `label2id` is its inverse."""

@@ -1,4 +1,6 @@
-"""Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): encoder, image classifier, masked image modelling.
+"""Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): the encoder and the image classifier.
+
+Masked image modelling stands in `masked_vit_hf.py`.
 
 Follows the official code, google-research/vision_transformer `vit_jax/models_vit.py` and `models_resnet.py`, in maths,
 initialisation and order of operations; the descendants' additions (registers, LayerScale, QK-norm, attention pooling,
@@ -16,7 +18,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,17 +27,13 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPooling,
-    ImageClassifierOutput,
-    MaskedImageModelingOutput,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import is_peft_available, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_vit_hf import VitHfConfig, patch_grid
+from .configuration_vit_hf import DECODER_FIELDS, VitHfConfig, patch_grid
 from .files_vit_hf import (
     MANIFEST,
     WEIGHT_FILES,
@@ -147,15 +145,21 @@ def resample_patch_kernel(kernel: torch.Tensor, target: tuple[int, int]) -> torc
 
 
 def sincos2d_positions(
-    grid: tuple[int, int], width: int, num_prefix: int = 0, *, dtype: torch.dtype = torch.float64
+    grid: tuple[int, int],
+    width: int,
+    num_prefix: int = 0,
+    *,
+    dtype: torch.dtype = torch.float64,
+    endpoint: bool = True,
 ) -> torch.Tensor:
     """Return the fixed 2-D sine-cosine table of big_vision's `posemb_sincos_2d`, zeros for the rows before the grid.
 
     The width is four quarters: sine and cosine of the column, sine and cosine of the row, at frequencies from 1 to
-    1/10,000. Returns float32 (1, num_prefix + h*w, width); width is a multiple of 4. Angles are of `dtype`.
+    1/10,000. Returns float32 (1, num_prefix + h*w, width); width is a multiple of 4. Angles are of `dtype`. Without
+    `endpoint` the frequencies end one step before 1/10,000 (facebookresearch/mae `util/pos_embed.py`).
     """
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")  # (h, w)
-    exponent = torch.arange(width // 4, dtype=torch.float64) / max(width // 4 - 1, 1)
+    exponent = torch.arange(width // 4, dtype=torch.float64) / max(width // 4 - endpoint, 1)
     frequency = (1.0 / 10_000.0**exponent).to(dtype)  # (D/4,)
     row_angle = rows.flatten()[:, None] * frequency  # (h*w, D/4)
     column_angle = columns.flatten()[:, None] * frequency
@@ -275,7 +279,8 @@ class VitHfPatchEmbeddings(nn.Module):
         )
         self.projection, self.patch_hw = _init_by(new, weight=_lecun_normal_), config.patch_hw
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, visible_patches: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the tokens (B, h*w, D) of the patches of (B, C, H, W), or those (B, V, D) of `visible_patches`."""
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, {self.num_channels}, height, "
@@ -285,9 +290,23 @@ class VitHfPatchEmbeddings(nn.Module):
             expected = "uint8, as the model was prepared" if self.takes_uint8 else "float, from the image processor"
             raise ValueError(f"pixel_values are {pixel_values.dtype}; expected {expected}")
         pixel_values = pixel_values.to(self.projection.weight.dtype)
+        if visible_patches is not None:
+            return self._project(pixel_values, visible_patches)
         if self.stem is not None:
             pixel_values = self.stem(pixel_values)
         return self.projection(pixel_values).flatten(2).transpose(1, 2)  # (B, h*w, D)
+
+    def _project(self, pixel_values: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """Return the tokens (B, V, D) of the patches numbered (B, V): the convolution, where it is asked for."""
+        if self.stem is not None:
+            raise ValueError(
+                "visible_patches needs a model without ResNet stem, whose convolutions see hidden pixels too"
+            )
+        (patch_h, patch_w), width = self.patch_hw, pixel_values.shape[3] // self.patch_hw[1]
+        cut = pixel_values.unflatten(3, (-1, patch_w)).unflatten(2, (-1, patch_h))  # (B, C, h, patch_h, w, patch_w)
+        picture = torch.arange(len(patches), device=patches.device)[:, None]  # (B, 1)
+        chosen = cut[picture, :, patches // width, :, patches % width]  # (B, V, C, patch_h, patch_w)
+        return F.linear(chosen.flatten(2), self.projection.weight.flatten(1), self.projection.bias)  # (B, V, D)
 
 
 class VitHfEmbeddings(nn.Module):
@@ -345,9 +364,10 @@ class VitHfEmbeddings(nn.Module):
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        visible_patches: torch.Tensor | None = None,
     ) -> torch.Tensor:
         positions = self.positions((pixel_values.shape[-2], pixel_values.shape[-1]), interpolate_pos_encoding)
-        patches = self.patch_embeddings(pixel_values)  # (B, h*w, D)
+        patches = self.patch_embeddings(pixel_values, visible_patches)  # (B, h*w, D), or (B, V, D)
         batch = patches.shape[0]
         if bool_masked_pos is not None:
             if self.mask_token is None:
@@ -359,7 +379,8 @@ class VitHfEmbeddings(nn.Module):
                 )
             patches = torch.where(bool_masked_pos[..., None].bool(), self.mask_token.to(patches.dtype), patches)
         placed = self.config.num_prefix_positions
-        tokens = patches + positions[:, placed:]  # (B, h*w, D)
+        grid = positions[:, placed:]  # (1, h*w, D)
+        tokens = patches + (grid if visible_patches is None else F.embedding(visible_patches, grid[0]))
         before: list[torch.Tensor] = [token for token in (self.cls_token, self.register_tokens) if token is not None]
         if before:
             prefix = torch.cat(before, dim=1)  # (1, P, D)
@@ -659,6 +680,7 @@ class VitHfPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": VitHfLayer, "attentions": VitHfAttention}  # noqa: RUF012
     _input_embed_layer = "patch_embeddings"
+    _has_decoder = False
 
     def __init__(self, config: VitHfConfig, *inputs, **kwargs):
         config.validate()  # fields may have been changed since it was made
@@ -740,7 +762,7 @@ class VitHfPreTrainedModel(PreTrainedModel):
         source, target = self.config.grid_hw, changed.grid_hw
         embeddings = self.encoder.embeddings
         if changed.patch_hw != self.config.patch_hw:
-            if embeddings.mask_token is not None:
+            if embeddings.mask_token is not None or self._has_decoder:
                 raise ValueError(
                     f"patch_size {patch_size} cannot replace {self.config.patch_size} in a model for masked images, "
                     "whose decoder predicts whole patches; load the weights as VitHfForImageClassification"
@@ -850,6 +872,9 @@ class VitHfPreTrainedModel(PreTrainedModel):
             )
         kwargs |= hub_options
         config = copy.deepcopy(config)
+        if not cls._has_decoder:
+            for name in DECODER_FIELDS:
+                setattr(config, name, getattr(VitHfConfig, name))
         config.validate()
         wanted = copy.copy(config)
         config.image_size, config.patch_size = stored.image_size, stored.patch_size
@@ -873,8 +898,10 @@ class VitHfPreTrainedModel(PreTrainedModel):
             if needed > 4 * held:  # not to be built
                 info = cls._compare_shapes(shapes, expected)
                 cls._refuse(cls._differences(info, architectures, accepts_other_shapes), architectures, path)
-            positions = math.prod(config.grid_hw) * config.hidden_size
-            if positions > max(4 * held, 1 << 26) and config.position_embedding == "sincos2d":
+            widths = [config.hidden_size] if config.position_embedding == "sincos2d" else []
+            widths += [config.decoder_hidden_size] if config.decoder_num_hidden_layers else []
+            positions = math.prod(config.grid_hw) * max(widths, default=0)
+            if positions > max(4 * held, 1 << 26):
                 raise ValueError(
                     f"image_size {config.image_size} needs a table of {positions:,} positions, in a model of {held:,} "
                     "weights; expected the image_size that it was trained with: mend or download its config.json anew"
@@ -905,12 +932,15 @@ class VitHfPreTrainedModel(PreTrainedModel):
         """Names and shapes of all weights of a model, worked out from one block: building them all takes its time."""
         small = copy.deepcopy(config)
         small.num_hidden_layers, small._attn_implementation = 1, "eager"
+        small.decoder_num_hidden_layers = min(config.decoder_num_hidden_layers, 1)
         with torch.device("meta"), init.no_init_weights():
             state = cls(small, *args, **kwargs).state_dict()
         shapes: Shapes = {}
         for name, tensor in state.items():
             before, first, after = name.partition("layers.0.")
-            repeats = config.num_hidden_layers if first and before in ("", "vit.") else 1
+            blocks = {"": config.num_hidden_layers, "vit.": config.num_hidden_layers}
+            blocks["decoder."] = config.decoder_num_hidden_layers
+            repeats = blocks.get(before, 1) if first else 1
             shapes.update({f"{before}layers.{i}.{after}" if i else name: tuple(tensor.shape) for i in range(repeats)})
         return shapes
 
@@ -957,7 +987,7 @@ class VitHfPreTrainedModel(PreTrainedModel):
 def _written_by(model: "VitHfPreTrainedModel", folder: str | os.PathLike) -> list[str]:
     """Return the names of the files in a folder that saving a model writes."""
     kinds = (type(model), VitHfPreTrainedModel, VitHfConfig, update_manifest)
-    code = {"inference_vit_hf.py", *(f"{kind.__module__.rpartition('.')[2]}.py" for kind in kinds)}
+    code = {"inference_vit_hf.py", "masked_vit_hf.py", *(f"{kind.__module__.rpartition('.')[2]}.py" for kind in kinds)}
     found = os.listdir(folder) if os.path.isdir(folder) else []
     return sorted(name for name in found if name in {*code, "config.json"} or re.fullmatch(WEIGHT_FILES, name))
 
@@ -984,6 +1014,7 @@ class VitHfModel(VitHfPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         pooled_only: bool = False,
+        visible_patches: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Encode images.
@@ -994,6 +1025,8 @@ class VitHfModel(VitHfPreTrainedModel):
             interpolate_pos_encoding: accept other sizes than the config's by resampling the positions.
             pooled_only: only `pooler_output` is wanted. With pooling "cls" the last block then computes the class
                 token alone, which gives the same vector for less work; `last_hidden_state` is None.
+            visible_patches: (B, V), int64: numbers of the patches to encode, row by row from 0; the others are as if
+                they were not there, and V takes the place of h*w in what is returned. None: all.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what attention backends take.
 
         Returns:
@@ -1008,7 +1041,8 @@ class VitHfModel(VitHfPreTrainedModel):
             "output_hidden_states", self.config.output_hidden_states
         )
         shortcut = pooled_only and self.config.pooling == "cls" and self.pooler is not None and not recording
-        hidden_states = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)  # (B, N, D)
+        masks = (bool_masked_pos, interpolate_pos_encoding, visible_patches)
+        hidden_states = self.embeddings(pixel_values, *masks)  # (B, N, D)
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layers[-1](hidden_states, num_queries=1 if shortcut else None, **kwargs)
@@ -1127,75 +1161,17 @@ class VitHfForImageClassification(VitHfPreTrainedModel):
         )
 
 
-def reconstruction_error(
-    reconstruction: torch.Tensor, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, patch_hw: tuple[int, int]
-) -> torch.Tensor:
-    """Mean absolute error over the hidden pixels of each image (SimMIM's loss), float32 (B,); 0 where none is hidden.
-
-    Args:
-        reconstruction: (B, C, H, W), float.
-        pixel_values: (B, C, H, W), float: the target.
-        bool_masked_pos: (B, h*w), bool: True for hidden patches.
-        patch_hw: patch size in pixels.
-    """
-    batch, channels, height, width = pixel_values.shape
-    patch_h, patch_w = patch_hw
-    hidden = bool_masked_pos.reshape(batch, 1, height // patch_h, width // patch_w).float()  # (B, 1, h, w)
-    hidden = hidden.repeat_interleave(patch_h, dim=2).repeat_interleave(patch_w, dim=3)  # (B, 1, H, W)
-    error = (reconstruction.float() - pixel_values.float()).abs() * hidden
-    return error.sum(dim=(1, 2, 3)) / (hidden.sum(dim=(1, 2, 3)) * channels).clamp(min=1)
-
-
-class VitHfForMaskedImageModeling(VitHfPreTrainedModel):
-    """SimMIM (Xie et al. 2022, arXiv 2111.09886): masked patches are predicted in pixels by one linear layer."""
-
-    def __init__(self, config: VitHfConfig):
-        super().__init__(config)
-        self.vit = VitHfModel(config, add_pooling_layer=False, use_mask_token=True)
-        self.decoder = nn.Linear(config.hidden_size, math.prod(config.patch_hw) * config.num_channels)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        bool_masked_pos: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        **kwargs,
-    ) -> MaskedImageModelingOutput:
-        """Reconstruct images from their visible patches.
-
-        Args:
-            pixel_values: (B, C, H, W), float, normalised as the image processor does; also the target.
-            bool_masked_pos: (B, h*w), bool: True for the patches to hide and predict. None: nothing hidden, no loss.
-            interpolate_pos_encoding: accept other sizes than the config's by resampling the positions.
-            kwargs: as in `VitHfModel.forward`.
-
-        Returns:
-            `reconstruction` (B, C, H, W); `loss`: the mean absolute error over the hidden pixels, in normalised units.
-        """
-        outputs: BaseModelOutputWithPooling = self.vit(
-            pixel_values, bool_masked_pos, interpolate_pos_encoding, return_dict=True, **kwargs
-        )
-        encoded = cast(torch.Tensor, outputs.last_hidden_state)
-        tokens = encoded[:, self.config.num_prefix_tokens :]  # (B, h*w, D)
-        batch, channels, height, width = pixel_values.shape
-        patch_h, patch_w = self.config.patch_hw
-        h, w = height // patch_h, width // patch_w
-        pixels = self.decoder(tokens).view(batch, h, w, patch_h, patch_w, channels)
-        reconstruction = pixels.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
-        loss = None
-        if bool_masked_pos is not None:
-            errors = reconstruction_error(reconstruction, pixel_values, bool_masked_pos, self.config.patch_hw)  # (B,)
-            weights = bool_masked_pos.reshape(batch, -1).sum(dim=1)  # (B,), hidden patches
-            loss = (errors * weights).sum() / weights.sum().clamp(min=1)
-        return MaskedImageModelingOutput(
-            loss=loss, reconstruction=reconstruction, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
-
-
 VitHfModel.register_for_auto_class("AutoModel")
 VitHfForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-VitHfForMaskedImageModeling.register_for_auto_class("AutoModelForMaskedImageModeling")
 
-__all__ = ["VitHfForImageClassification", "VitHfForMaskedImageModeling", "VitHfModel", "VitHfPreTrainedModel"]
+
+def __getattr__(name: str) -> Any:
+    """Import the model for masked images, which builds on this file, when it is asked for."""
+    if name != "VitHfForMaskedImageModeling":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .masked_vit_hf import VitHfForMaskedImageModeling
+
+    return VitHfForMaskedImageModeling
+
+
+__all__ = ["VitHfForImageClassification", "VitHfModel", "VitHfPreTrainedModel"]

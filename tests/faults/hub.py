@@ -296,6 +296,6 @@ def what_leaves(folder: Path) -> Tally:
 
 
 _LISTED = {".gitattributes", "README.md", "config.json", "configuration_vit_hf.py", "files_vit_hf.py",
-           "image_processing_vit_hf.py", "inference_vit_hf.py",
+           "image_processing_vit_hf.py", "inference_vit_hf.py", "masked_vit_hf.py",
            "learning_curves.png", "manifest.json", "metrics.jsonl", "model.safetensors", "modeling_vit_hf.py",
            "predictions.parquet", "preprocessor_config.json", "recipe.yaml", "results.json", "run.json"}  # fmt: skip

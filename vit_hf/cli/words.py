@@ -58,5 +58,5 @@ def positive(text: str) -> int:
 def say_scores(measured: dict) -> str:
     """Say the scores of a classifier, or of a model for masked images."""
     if "top1" not in measured:
-        return f"mean absolute error of hidden pixels {measured['loss']:.4f}"
+        return f"{measured.get('error', 'mean absolute error of hidden pixels')} {measured['loss']:.4f}"
     return f"top-1 {measured['top1']:.2%}, top-5 {measured['top5']:.2%}, cross-entropy {measured['loss']:.4f}"

@@ -170,12 +170,15 @@ def _draw_bars(ax: Axes, classes: Sequence[tuple[str, float]]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- learning curves
-def plot_learning_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+def plot_learning_curves(
+    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *, loss: str = "loss (nats)"
+) -> None:
     """Draw loss, accuracy and learning rate over the epochs of a run, side by side, into one file.
 
     Args:
         rows: as `draw_learning_curves` takes them.
         path: a file in an existing folder; its suffix, .png, .pdf or .svg, is the format.
+        loss: what the loss is, with its unit.
 
     Raises:
         ValueError: no row holds anything to draw, or an unknown suffix.
@@ -185,11 +188,13 @@ def plot_learning_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathL
     panels = _panels(curves, len(rows))
     figure = new_figure(4.2 * len(panels), 3.3)
     for ax, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _draw_panel(ax, name, curves, LIGHT)
+        _draw_panel(ax, name, curves, LIGHT, loss)
     save_figure(figure, path)
 
 
-def draw_learning_curves(rows: Sequence[Mapping[str, Any]], *, theme: Theme = LIGHT) -> dict[str, Figure]:
+def draw_learning_curves(
+    rows: Sequence[Mapping[str, Any]], *, theme: Theme = LIGHT, loss: str = "loss (nats)"
+) -> dict[str, Figure]:
     """Draw the same as figures of their own, by the name of what they show: "loss (nats)", "accuracy (%)", ...
 
     Args:
@@ -198,6 +203,7 @@ def draw_learning_curves(rows: Sequence[Mapping[str, Any]], *, theme: Theme = LI
             that are missing or None are passed over, NaN and infinity leave a gap, and a panel with no values is left
             out. Rows without an epoch are skipped; of rows of one epoch the last counts (a run that was resumed).
         theme: light or dark.
+        loss: what stands at the axis of "loss (nats)" where it is another loss.
 
     Raises:
         ValueError: no row holds anything to draw.
@@ -205,7 +211,7 @@ def draw_learning_curves(rows: Sequence[Mapping[str, Any]], *, theme: Theme = LI
     curves, figures = _curves(rows), {}
     for name in _panels(curves, len(rows)):
         figures[name] = new_figure(4.2, 3.3, theme=theme)
-        _draw_panel(figures[name].subplots(), name, curves, theme)
+        _draw_panel(figures[name].subplots(), name, curves, theme, loss)
     return figures
 
 
@@ -227,11 +233,11 @@ def _panels(curves: Mapping[str, Any], count: int) -> list[str]:
     return panels
 
 
-def _draw_panel(ax: Axes, name: str, curves: Mapping[str, Mapping[float, float]], theme: Theme) -> None:
+def _draw_panel(ax: Axes, name: str, curves: Mapping[str, Mapping[float, float]], theme: Theme, loss: str) -> None:
     for key, (label, colour, dash) in _PANELS[name].items():
         if key in curves:
             _draw_curve(ax, curves[key], key=key, label=label, colour=colour, dash=dash)
-    style_axes(ax, "epoch", name, theme=theme)
+    style_axes(ax, "epoch", loss if name == "loss (nats)" else name, theme=theme)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     ax.grid(axis="y", color=theme.pale)
     ax.set_axisbelow(True)

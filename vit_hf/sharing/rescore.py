@@ -67,8 +67,10 @@ def score_again(folder: Path, recipe: Recipe, pictures: Pictures) -> tuple[Score
 def compare_errors(results: dict[str, Any], found: Errors, recipe: Recipe) -> list[Check]:
     """Return the check of a model for masked images; what it hides of a test picture depends on its row only."""
     measured = found.measure()
+    kind = measured.pop("error")
     room = {"loss": TOLERANCE[recipe.mixed_precision] * abs(measured["loss"])}
-    return [_check_number(results, name, value, room.get(name, 0)) for name, value in measured.items()]
+    checks = [_check_number(results, name, value, room.get(name, 0)) for name, value in measured.items()]
+    return [*checks, compare("model: error", results["error"], kind)] if "error" in results else checks
 
 
 def compare_scores(results: dict[str, Any], stored: Scores, found: Scores, recipe: Recipe) -> list[Check]:

@@ -130,3 +130,10 @@ def check_network(recipe: "Recipe", config: VitHfConfig) -> None:
                 f"augmentation.mask_patch_size is {side}; expected a multiple of the patch, {config.patch_hw} pixels, "
                 f"that divides the picture, {config.image_hw} pixels: model.{name} does not fit"
             )
+    squares = config.image_hw[0] // side * (config.image_hw[1] // side)
+    ratio = recipe.augmentation.mask_ratio
+    if config.decoder_num_hidden_layers and squares - math.ceil(squares * ratio - 1e-9) < 1:
+        raise ValueError(
+            f"augmentation.mask_ratio is {ratio}, which hides all {squares} squares of a picture; expected at least "
+            "one visible square for the encoder (model.decoder_num_hidden_layers is not 0): lower it"
+        )

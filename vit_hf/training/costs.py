@@ -40,6 +40,7 @@ from ..modeling_vit_hf import classification_loss
 from .optim import build_optimizer
 from .recipe import Recipe
 from .setup import enable_checkpointing
+from .tasks import count_masked
 
 Network: TypeAlias = Any
 """A `VitHfForImageClassification` or a `VitHfForMaskedImageModeling`."""
@@ -73,9 +74,15 @@ def count_activations(network: Network, recipe: Recipe, batch_size: int) -> int:
     """
     with FakeTensorMode(), torch.device("cpu"):
         twin = _twin(network, recipe)
-        if recipe.gradient_checkpointing:
-            twin.vit.layers[0].gradient_checkpointing = False  # in the backward pass one block at a time is whole
-        return kept_bytes(twin, *random_batch(twin, batch_size), recipe)
+        batch = random_batch(twin, batch_size)
+        if not recipe.gradient_checkpointing:
+            return kept_bytes(twin, *batch, recipe)
+        found = []
+        for block in [twin.vit.layers[0], *getattr(getattr(twin, "decoder", None), "layers", [])[:1]]:
+            block.gradient_checkpointing = False  # in the backward pass one block at a time is whole
+            found.append(kept_bytes(twin, *batch, recipe))
+            block.gradient_checkpointing = True
+        return max(found)
 
 
 def count_peak(network: Network, recipe: Recipe, batch_size: int) -> int:
@@ -190,7 +197,7 @@ def step_loss(
     recipe: Recipe,
     autocast: contextlib.AbstractContextManager | None = None,
 ) -> torch.Tensor:
-    """Return the loss of a batch by the recipe's task; in masked image modeling all patches are hidden.
+    """Return the loss of a batch by the recipe's task; in masked image modeling the first patches are hidden.
 
     Args:
         network: on the device of the batch.
@@ -201,8 +208,10 @@ def step_loss(
     """
     with autocast or contextlib.nullcontext():
         if recipe.task == "masked_image_modeling":
-            patches = math.prod(network.config.grid_hw)
-            hidden = torch.ones(len(pixels), patches, dtype=torch.bool, device=pixels.device)
-            return network(pixel_values=pixels, bool_masked_pos=hidden).loss
+            config = network.config
+            count = count_masked(recipe.augmentation, config.patch_hw, config.image_hw)
+            hidden = torch.zeros(len(pixels), math.prod(config.grid_hw), dtype=torch.bool, device=pixels.device)
+            hidden[:, :count] = True
+            return network(pixel_values=pixels, bool_masked_pos=hidden, num_masked=count).loss
         logits = network(pixel_values=pixels).logits  # (B, L)
     return classification_loss(logits, labels, label_smoothing=recipe.optimization.label_smoothing)

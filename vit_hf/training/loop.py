@@ -269,7 +269,8 @@ def _finish(run: Session) -> TrainResult:
         results.update(analyse(scores, run.pictures.source.label_names))
     if run.folder is not None:
         if not math.isinf(run.plan.steps_per_epoch):  # a streamed set has no epochs to draw over
-            plot_learning_curves(run.rows, run.path / "learning_curves.png")
+            options = {} if isinstance(scores, Scores) else {"loss": "error of hidden patches"}
+            plot_learning_curves(run.rows, run.path / "learning_curves.png", **options)
         if isinstance(scores, Scores):
             predictions = Predictions.of_run(scores, run.pictures.source.label_names, results)
             run.folder.write_file(PREDICTIONS, lambda path: write_predictions(path, predictions))

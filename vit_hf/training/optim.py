@@ -158,9 +158,9 @@ def parameter_groups(model: nn.Module, optimization: Optimization) -> list[dict]
 
 
 def _place(name: str) -> int | None:
-    """Index of the block that a parameter belongs to, -1 for the embeddings, None for what follows the blocks."""
+    """Index of the block that a parameter belongs to, -1 for the embeddings, None for what follows the encoder."""
     found = re.search(r"(?:^|\.)(?:embeddings|layers\.(\d+))\.", name)
-    return None if found is None else int(found.group(1) or -1)
+    return None if found is None or "decoder." in name else int(found.group(1) or -1)
 
 
 def _part(depth: int, blocks: int) -> str:

@@ -1,4 +1,4 @@
-"""What is learned: classes of labelled pictures, or the hidden patches of pictures without labels (SimMIM).
+"""What is learned: classes of labelled pictures, or the hidden patches of pictures without labels (SimMIM, MAE).
 
 A task has the network's class, what is drawn for a batch, the loss, and the scores of a split's samples.
 
@@ -7,6 +7,7 @@ Shapes: B pictures, C channels, H x W pixels, L classes.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -15,13 +16,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.mixing import PairMixing, PatchMasking
+from ..data.transforms import Augmentation
 from ..evaluation.scoring import OnBad, Scores, gather_rows, score
-from ..modeling_vit_hf import (
-    VitHfForImageClassification,
-    VitHfForMaskedImageModeling,
-    VitHfPreTrainedModel,
-    reconstruction_error,
-)
+from ..masked_vit_hf import VitHfForMaskedImageModeling
+from ..modeling_vit_hf import VitHfForImageClassification, VitHfPreTrainedModel
 from .optim import build_loss
 from .recipe import Recipe
 
@@ -74,11 +72,22 @@ class Errors:
     """How far a model for masked images was off, in the split's order, on the CPU."""
 
     of_pictures: torch.Tensor
-    """(N,), float32: mean absolute error over a picture's hidden pixels, normalised units."""
+    """(N,), float32: over a picture's hidden patches, in the terms of the model's loss."""
+    name: str
+    """What the error is, in words."""
 
-    def measure(self) -> dict[str, float]:
-        """Return loss (the mean) and n."""
-        return {"loss": self.of_pictures.double().mean().item(), "n": len(self.of_pictures)}
+    def measure(self) -> dict[str, Any]:
+        """Return loss (the mean), error (its name) and n."""
+        return {"loss": self.of_pictures.double().mean().item(), "error": self.name, "n": len(self.of_pictures)}
+
+
+@lru_cache(maxsize=64)
+def count_masked(augmentation: Augmentation, patch_hw: tuple[int, int], image_hw: tuple[int, int]) -> int:
+    """Return how many patches of a picture of (height, width) pixels are hidden: as many of each."""
+    masking = PatchMasking(
+        ratio=augmentation.mask_ratio, mask_patch_size=augmentation.mask_patch_size, patch_hw=patch_hw, seed=0
+    )
+    return int(masking.draw([0], *image_hw)["bool_masked_pos"].numpy().sum())
 
 
 class MaskedImageModeling:
@@ -94,12 +103,17 @@ class MaskedImageModeling:
             "mask_patch_size": augmentation.mask_patch_size,
             "patch_hw": model.config.patch_hw,
         }
+        self._augmentation, self._patch_hw = augmentation, model.config.patch_hw
         self.draw = PatchMasking(**options, seed=recipe.seed).draw
         self._draw_fixed = PatchMasking(**options, seed=0).draw
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the mean absolute error over the hidden pixels of a batch, a float32 scalar."""
-        return model(pixel_values=batch["pixel_values"], bool_masked_pos=batch["bool_masked_pos"]).loss
+        """Return the model's own loss over the hidden patches of a batch, a float32 scalar."""
+        return self._forward(model, batch["pixel_values"], batch["bool_masked_pos"]).loss
+
+    def _forward(self, model: nn.Module, pixels: torch.Tensor, hidden: torch.Tensor) -> Any:
+        count = count_masked(self._augmentation, self._patch_hw, (pixels.shape[2], pixels.shape[3]))
+        return model(pixel_values=pixels, bool_masked_pos=hidden, num_masked=count)
 
     def score(
         self,
@@ -118,13 +132,12 @@ class MaskedImageModeling:
             hidden = self._draw_fixed(batch["rows"].abs().tolist(), *pixels.shape[-2:])["bool_masked_pos"].to(
                 pixels.device
             )
-            found = model(pixel_values=pixels, bool_masked_pos=hidden).reconstruction
-            return (reconstruction_error(found, pixels, hidden, network.config.patch_hw),)
+            return (network.picture_errors(self._forward(model, pixels, hidden).reconstruction, pixels, hidden),)
 
         network = accelerator.unwrap_model(model, keep_torch_compile=False)
         options: dict[str, Any] = {"num_samples": num_samples, "on_batch": on_batch, "on_bad": on_bad}
         (found,) = gather_rows(model, loader, accelerator, errors, **options)
-        return Errors(found)
+        return Errors(found, network.error_name)
 
     @staticmethod
     def is_better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:

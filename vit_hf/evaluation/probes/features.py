@@ -30,7 +30,8 @@ from ...data.loading import build_evaluation_loader
 from ...data.pictures import Split
 from ...data.sources import fingerprint
 from ...image_processing_vit_hf import VitHfImageProcessor
-from ...modeling_vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, VitHfModel
+from ...masked_vit_hf import VitHfForMaskedImageModeling
+from ...modeling_vit_hf import VitHfForImageClassification, VitHfModel
 from ..scoring import gather_rows
 from .cache import check_folder, default_folder, read_features, write_features
 

@@ -71,7 +71,7 @@ def _columns(results: list[Results]) -> Columns:
 def score_columns(result: Results) -> Columns:
     """Return the recorded scores that say something: key to name and form; top-5 only of more than five classes."""
     if "top1" not in result:
-        return {"loss": ("mean absolute error of hidden pixels", "{:.4f}".format)}
+        return {"loss": (plain(result.get("error", "mean absolute error of hidden pixels")), "{:.4f}".format)}
     columns: Columns = {
         "top1": ("top-1", percent),
         "top5": ("top-5", percent),

@@ -82,7 +82,7 @@ def opening(run: Records) -> str:
     elif run.is_masked:
         what = (
             f"An encoder of {run.parameters:,} parameters{learned}: without labels, hidden patches are predicted in "
-            "pixels (SimMIM). To be fine-tuned."
+            f"pixels ({_masked_form(config)}). To be fine-tuned."
         )
     else:
         what = f"An encoder of {run.parameters:,} parameters without a trained classifier, to be fine-tuned."
@@ -94,6 +94,15 @@ def opening(run: Records) -> str:
     )
     warning = _shortened(run)
     return f"# {title}\n\n{warning}{what}\n{size}{_unusual(config)}"
+
+
+def _masked_form(config: VitHfConfig) -> str:
+    """Name the form of masked image modelling."""
+    layers = config.decoder_num_hidden_layers
+    if not layers:
+        return "SimMIM"
+    blocks = f"{layers} block{'' if layers == 1 else 's'} of width {config.decoder_hidden_size}"
+    return f"MAE: a decoder of {blocks}, which its parameters include"
 
 
 def _unusual(config: VitHfConfig) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ...evaluation.output import check_output, published
 from ...image_processing_vit_hf import VitHfImageProcessor
-from ...modeling_vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling
+from ...masked_vit_hf import VitHfForMaskedImageModeling
+from ...modeling_vit_hf import VitHfForImageClassification
 from ...training.progress import quiet_transformers
 from . import facts, scores, seen
 from .material import Material, find_pictures, read_material

@@ -64,8 +64,10 @@ def scores_section(material: Material, about: Element) -> Section:
         return section("scores", "Scores", missing("Scores: not recorded."), about)
     intervals = measured.get("intervals", {})
     if "top1" not in measured:
+        what = str(measured.get("error", "mean absolute error of hidden pixels"))
+        end = "" if what.endswith("normalised") else ", in normalised units"
         big = tag("div", tag("div", number(measured["loss"]), class_="big"),
-                  tag("div", "mean absolute error of hidden pixels, in normalised units", class_="label"))  # fmt: skip
+                  tag("div", word(what), end, class_="label"))  # fmt: skip
         return section("scores", "Scores", tag("div", big, class_="hero"), about)
     top1, interval = measured["top1"], intervals.get("top1")
     right = round(top1 * measured["n"])
@@ -119,7 +121,8 @@ def learning_section(material: Material, pictures: Pictures) -> Section:
     if not drawable:
         return section("learning", "Learning curves", missing("Learning curves: not recorded."))
     side = tag("div", class_="side trio")
-    light, dark = (draw_learning_curves(rows, theme=theme) for theme in (LIGHT, DARK))
+    options = {"loss": "error of hidden patches"} if material.run.is_masked else {}
+    light, dark = (draw_learning_curves(rows, theme=theme, **options) for theme in (LIGHT, DARK))
     for title, figure in light.items():
         name, caption = _CURVES[title]
         both = to_png(figure, dpi=DPI), to_png(dark[title], dpi=DPI)
