@@ -377,6 +377,27 @@ def test_masked_image_modeling_is_planned_with_its_own_network():
     assert plan.parameters == sum(p.numel() for p in network.parameters())
 
 
+MAE = {"model__decoder_num_hidden_layers": 1, "model__decoder_hidden_size": 12, "model__decoder_num_attention_heads": 3}
+MAE |= {"model__decoder_intermediate_size": 20, "model__image_size": 16, "augmentation__mask_patch_size": 4}
+
+
+def test_a_masked_autoencoder_is_planned_with_the_patches_that_it_sees():
+    """By formula: 16 patches, of which 4 are visible; 48 numbers a patch, width 16, in the decoder 12."""
+
+    def block(tokens: int, width: int, mlp: int) -> int:
+        return 2 * tokens * (4 * width**2 + 2 * width * mlp) + 4 * tokens**2 * width
+
+    plan = planned(task="masked_image_modeling", augmentation__mask_ratio=0.75, **MAE)
+    ends = 2 * 4 * 48 * 16 + 2 * 4 * 16 * 12 + 2 * 16 * 12 * 48
+    assert plan.forward_flops == ends + 2 * block(4, 16, 32) + block(16, 12, 20)
+    assert plan.step_flops == 3 * plan.forward_flops - 2 * 4 * 48 * 16  # no gradient of the pixels
+    half = planned(task="masked_image_modeling", augmentation__mask_ratio=0.5, **MAE)
+    assert half.memory.peak > plan.memory.peak
+    saved = planned(task="masked_image_modeling", augmentation__mask_ratio=0.75, gradient_checkpointing=True, **MAE)
+    assert saved.memory.activations < plan.memory.activations
+    assert saved.forward_flops == plan.forward_flops
+
+
 def test_a_plan_becomes_json():
     plan = planned()
     assert json.loads(json.dumps(dataclasses.asdict(plan)))["memory"]["peak"] == plan.memory.peak

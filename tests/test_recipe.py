@@ -331,6 +331,14 @@ def test_hidden_squares_are_whole_patches_and_fill_the_picture(name, value, othe
     assert get_recipe("deit").override({"augmentation.mask_patch_size": 24})  # nothing is hidden there
 
 
+def test_a_masked_autoencoder_sees_at_least_one_square():
+    fields = {"model.decoder_num_hidden_layers": 1, "augmentation.mask_patch_size": 112}
+    assert get_recipe("simmim_pretrain").override({**fields, "augmentation.mask_ratio": 0.75})
+    with pytest.raises(ValueError, match=r"mask_ratio is 0\.8, which hides all 4 squares of a picture; expected at"):
+        get_recipe("simmim_pretrain").override({**fields, "augmentation.mask_ratio": 0.8})
+    assert get_recipe("simmim_pretrain").override({"augmentation.mask_patch_size": 112, "augmentation.mask_ratio": 0.8})
+
+
 def test_a_start_replaces_the_network_of_a_recipe_from_scratch_and_not_the_wishes_of_a_fine_tuning_one():
     scratch = get_recipe("deit").override({"model.init_from": "x", "model.freeze": "vit.*"})
     assert scratch.model == ModelFields(init_from="x", config={"drop_path_rate": 0.1}, freeze=("vit.*",))

@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedImageModeling
 
 from vit_hf import (
     Recipe,
+    VitHfConfig,
     VitHfForImageClassification,
     VitHfForMaskedImageModeling,
     VitHfImageProcessor,
@@ -22,7 +23,9 @@ from vit_hf.cli import main
 from vit_hf.data.images import read_image
 from vit_hf.data.mixing import PatchMasking
 from vit_hf.data.pictures import open_pictures
-from vit_hf.training.tasks import TASKS, Classification, MaskedImageModeling
+from vit_hf.sharing.card import render_card
+from vit_hf.training.state import describe_files
+from vit_hf.training.tasks import TASKS, Classification, MaskedImageModeling, count_masked
 
 MASKED = {
     "task": "masked_image_modeling",
@@ -155,6 +158,28 @@ def test_masks_to_train_on_are_drawn_from_the_seed_of_the_recipe(network):
     assert draws[0]["bool_masked_pos"].sum(dim=1).tolist() == [6] * 20  # 3 of 6 squares of 2 patches
 
 
+def test_a_masked_autoencoder_is_scored_in_the_terms_of_its_loss(tiny, randomise):
+    decoder = {"decoder_num_hidden_layers": 1, "decoder_hidden_size": 16, "decoder_num_attention_heads": 2}
+    network = randomise(VitHfForMaskedImageModeling(tiny(patch_size=[4, 8], norm_pix_loss=True, **decoder)))
+    task, pixels = MaskedImageModeling(masked(), network), torch.randn(7, 3, 16, 24)
+    measured = task.score(network, rows_of(pixels, 3), Accelerator(cpu=True), num_samples=7).measure()
+    masking = PatchMasking(ratio=0.5, mask_patch_size=8, patch_hw=(4, 8), seed=0)
+    hidden = masking.draw(list(range(7)), 16, 24)["bool_masked_pos"]
+    with torch.no_grad():
+        losses = [network(pixels[i : i + 1], hidden[i : i + 1]).loss.item() for i in range(7)]
+        batch = {"pixel_values": pixels, "bool_masked_pos": hidden}
+        assert task.loss(network, batch).item() == pytest.approx(sum(losses) / 7, rel=1e-5)
+    assert measured["loss"] == pytest.approx(sum(losses) / 7, rel=1e-5)
+    assert measured["error"] == "mean squared error of hidden patches, each normalised"
+
+
+def test_the_number_of_hidden_patches_is_that_of_every_mask(network):
+    for ratio, size in ((0.5, 8), (0.75, 8), (0.3, 8)):
+        recipe = masked(augmentation__mask_ratio=ratio, augmentation__mask_patch_size=size)
+        drawn = MaskedImageModeling(recipe, network).draw(list(range(20)), 16, 24)["bool_masked_pos"]
+        assert set(drawn.sum(dim=1).tolist()) == {count_masked(recipe.augmentation, (4, 8), (16, 24))}
+
+
 # ---------------------------------------------------------------------------------------------- by the loop
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -236,3 +261,53 @@ def test_a_pre_trained_encoder_is_fine_tuned_and_not_scored_before(run, tmp_path
     before = load_file(run.output / "model.safetensors")["vit.layers.0.attention.qkv.weight"]
     after = load_file(fine.output / "model.safetensors")["vit.layers.0.attention.qkv.weight"]
     assert 0 < (before - after).abs().max() < 0.2  # it began there
+
+
+# ---------------------------------------------------------------------------------------------- MAE by the loop
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    decoder = {"hidden_layers": 1, "attention_heads": 2}
+    decoder = {f"model.decoder_num_{name}": value for name, value in decoder.items()}
+    decoder |= {"model.decoder_hidden_size": 16, "model.decoder_intermediate_size": 32, "model.norm_pix_loss": True}
+    squares = {"augmentation.mask_patch_size": 4, "augmentation.mask_ratio": 0.75, "optimization.max_steps": 12}
+    recipe = masked().override({**squares, **decoder})
+    return train(recipe, output=tmp_path_factory.mktemp("autoencoder") / "model", quiet=True)
+
+
+def test_a_masked_autoencoder_learns_and_its_records_say_what_its_error_is(autoencoder):
+    rows = [json.loads(line) for line in (autoencoder.output / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["validation_loss"] < rows[0]["validation_loss"]
+    results = json.loads((autoencoder.output / "results.json").read_text())
+    assert results["error"] == "mean squared error of hidden patches, each normalised"
+    assert "(MAE: a decoder of 1 block of width 16" in render_card([autoencoder.output])
+    assert "| mean squared error of hidden patches, each normalised |" in render_card([autoencoder.output])
+
+
+def test_it_is_reproduced_from_its_records(autoencoder, capsys):
+    assert main(["reproduce", str(autoencoder.output)]) == 0, capsys.readouterr()
+    assert "model: error" in capsys.readouterr().out
+
+
+def test_its_fine_tuning_begins_with_a_receipt(autoencoder, tmp_path, capsys):
+    """Each tensor of the encoder as it was, the decoder left behind, pooling and classifier new."""
+    wanted = {"pooling": "map", "drop_path_rate": 0.2}
+    changes = {"task": "classification", "keep": "last", "model.init_from": str(autoencoder.output)}
+    changes |= {f"model.{name}": value for name, value in wanted.items()}
+    recipe = get_recipe("digits").override({k: v for k, v in MASKED.items() if not k.startswith("model.")} | changes)
+    before = load_file(autoencoder.output / "model.safetensors")
+    fine = train(recipe.override({"optimization.max_steps": 2}), output=tmp_path / "fine")
+    printed = capsys.readouterr().out
+    receipt = json.loads((fine.output / "receipt.json").read_text())
+    config = VitHfConfig.from_pretrained(fine.output)
+    assert {name: getattr(config, name) for name in wanted} == wanted
+    assert (config.decoder_num_hidden_layers, config.norm_pix_loss) == (0, False)
+    after = load_file(fine.output / "model.safetensors")
+    entries = {entry["model"] or entry["file"][0]: entry["action"] for entry in receipt["tensors"]}
+    expected = {name: "dropped" if name.startswith("decoder.") else "exact" for name in before}
+    expected |= {name: "re-initialised" for name in after if name not in before}
+    assert entries == expected
+    assert set(entries.values()) == {"dropped", "exact", "re-initialised"}
+    assert receipt["files"][0]["sha256"] == describe_files(autoencoder.output)["model.safetensors"]["sha256"]
+    assert "starts from model (vit_hf)" in printed
+    assert "decoder of the model for masked images" in printed
+    assert "## Start" in render_card([fine.output])

@@ -96,7 +96,7 @@ def read_checkpoint(path_or_hub_id: str | Path, *, revision: str | None = None) 
     away = [found for found in paths if weights not in paths and leads_away(found)]
     if away:
         raise CheckpointError(f"{away[0]} is a link to {away[0].resolve()}, outside of its folder; copy the file there")
-    checkpoint = Checkpoint(origin, [_record(found) for found in paths], {}, side=side)
+    checkpoint = Checkpoint(origin, [record(found) for found in paths], {}, side=side)
     for found in paths:
         _read_file(found, checkpoint)
     if not checkpoint.tensors:
@@ -175,7 +175,8 @@ def _shards(index: Path) -> list[str]:
         raise CheckpointError(f"{index.parent / str(error)}: download the folder anew") from error
 
 
-def _record(path: Path) -> FileRecord:
+def record(path: Path) -> FileRecord:
+    """Return name, size and SHA-256 of a weight file; CheckpointError if it is not there."""
     if not path.is_file():
         raise CheckpointError(f"{path} is named by the index but is not there; copy or download all shards")
     digest = hashlib.sha256()

@@ -17,6 +17,7 @@ from . import google, timm, torchvision, transformers
 from .facts import AT_LOAD, Facts
 from .files import Checkpoint, read_checkpoint
 from .links import Link, Tensors
+from .own import own_receipt
 from .receipt import CheckpointError, Fact, Receipt, TensorEntry
 
 logger = logging.get_logger(__name__)
@@ -95,7 +96,8 @@ def load_model(
 
     Args:
         path_or_hub_id: model folder, weights file or Hub id.
-        to_train: take the encoder of a model for masked images too, with a new classifier.
+        to_train: take the encoder of a model for masked images too, with a new classifier; the model's `receipt` then
+            tells what became of each tensor, of weights of this package too.
         config_overrides: as in `VitHfForImageClassification.from_pretrained` and `load_checkpoint`.
 
     Raises:
@@ -109,6 +111,8 @@ def load_model(
                 f"vit-hf train vit_finetune --model.init_from {path_or_hub_id} --data SOURCE"
             )
         model = VitHfForImageClassification.from_pretrained(path_or_hub_id, **config_overrides)
+        if to_train:
+            vars(model)["receipt"] = own_receipt(path_or_hub_id, model)
         return model, VitHfImageProcessor.from_pretrained(path_or_hub_id)
     model = load_checkpoint(path_or_hub_id, **config_overrides)
     return model, vars(model)["image_processor"]

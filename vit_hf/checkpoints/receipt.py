@@ -57,7 +57,8 @@ class Receipt:
     """The record of a load; `str()` of it is a short table, `save` keeps it whole as JSON.
 
     Attributes:
-        source: "google", "timm", "torchvision" or "transformers".
+        source: "google", "timm", "torchvision" or "transformers"; "vit_hf" where a classifier started from weights of
+            this package.
         origin: name of the file or folder, or the Hub id.
         files: what was read.
         facts: what the tensors leave open, and where it was taken from.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from ..data.pictures import num_rows
 from ..evaluation.analysis import analyse
@@ -294,6 +295,8 @@ def _announce(run: Session) -> None:
         f"({run.accelerator.num_processes} process x {plan.device_batch_size}{accumulated}), "
         f"{precision}, {run.record['device']}"
     )
+    if run.receipt is not None:
+        say(f"starts from {escape(str(run.receipt))}")
     if run.step:
         run.display.start_at(run.step)
         say(f"resumed after step {run.step:,} in {run.path}")

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
+from ..checkpoints.receipt import RECEIPT_FILE
 from ..data.bad_images import RECORD
 from ..data.loading import build_evaluation_loader, build_train_loader
 from ..data.pictures import Split, num_rows, open_pictures
@@ -53,6 +54,7 @@ from .setup import (
     describe_run,
     enable_checkpointing,
     plan_for,
+    receipt_of,
     restore_model,
     set_up_deepspeed,
 )
@@ -135,9 +137,11 @@ class Session:
         # ------------------------------------------------------------------------------ the folder
         def open_folder() -> dict[str, Any]:
             self.folder = RunFolder(self.path, resume=resume is not None)
+            if (receipt := receipt_of(model)) is not None:
+                self.folder.write_text(RECEIPT_FILE, receipt.to_json())
             return self._write_records(record, state)
 
-        self.record = self._on_main(open_folder)
+        self.record, self.receipt = self._on_main(open_folder), receipt_of(model)
         if accelerator.distributed_type == DistributedType.MULTI_GPU:
             image_chw = (model.config.num_channels, *self.processor.image_hw)
             network = model.to(accelerator.device)

@@ -15,6 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ..checkpoints.load import load_model
+from ..checkpoints.own import note_changes
+from ..checkpoints.receipt import Receipt
 from ..configuration_vit_hf import VitHfConfig
 from ..data.order import seed_from
 from ..data.pictures import Pictures
@@ -57,14 +59,22 @@ def _build_network(recipe: Recipe, id2label: dict[int, str]) -> tuple[VitHfPreTr
         head = {name: value for name, value in model.config.items() if name in HEAD_FIELDS}
         rest = {name: value for name, value in model.config.items() if name not in HEAD_FIELDS}
         network, processor = load_model(model.init_from, to_train=True, **rest)
+        receipt, loaded = vars(network)["receipt"], network.state_dict()
         network = replace_head(network, head)
         if network.config.id2label != id2label:
             network.set_labels(id2label)
+        note_changes(receipt, loaded, network.state_dict())
+        vars(network)["receipt"] = receipt
         processor.set_image_size(*network.config.image_hw)
         return network, processor
     new = TASKS[recipe.task].model_class(variant(str(model.variant), id2label=id2label, **model.config))
     height, width = new.config.image_hw
     return new, VitHfImageProcessor(size={"height": height, "width": width})
+
+
+def receipt_of(network: VitHfPreTrainedModel) -> Receipt | None:
+    """Return what became of the weights that a new run starts from, None for one from scratch or resumed."""
+    return vars(network).get("receipt")
 
 
 def restore_model(recipe: Recipe, checkpoint: Path) -> tuple[VitHfPreTrainedModel, VitHfImageProcessor]:

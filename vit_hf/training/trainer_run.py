@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from ..checkpoints.receipt import RECEIPT_FILE
 from ..data.bad_images import RECORD
 from ..data.pictures import Pictures, Split, num_rows, open_pictures
 from ..evaluation.analysis import analyse
@@ -31,7 +32,7 @@ from .optim import plan_steps
 from .progress import RunDisplay, quiet_transformers
 from .recipe import Recipe
 from .recipes import get_recipe
-from .setup import build_model, check_launch, describe_run, enable_checkpointing
+from .setup import build_model, check_launch, describe_run, enable_checkpointing, receipt_of
 from .state import RunFolder
 from .trainer import VitHfTrainer, check_arguments
 from .trainer_checkpoint import newest_checkpoint
@@ -174,6 +175,8 @@ def _run(recipe: Recipe, path: Path, resume: str | Path | None, quiet: bool) -> 
         if folder is not None:
             folder.write_text("recipe.yaml", recipe.to_yaml())
             folder.write_json("run.json", record)
+            if (receipt := receipt_of(model)) is not None:
+                folder.write_text(RECEIPT_FILE, receipt.to_json())
         start = newest_checkpoint(path / _CHECKPOINTS) if resume == "auto" else resume
         started = time.perf_counter()
         meter = EnergyMeter(args.device, packages=trainer.accelerator.is_local_main_process)

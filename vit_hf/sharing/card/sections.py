@@ -292,7 +292,7 @@ def _energy(results: list[dict[str, Any]]) -> str:
 
 
 def conversion_section(run: Records) -> str:
-    """Return the receipt of converted weights: what became of the tensors, and what they left open."""
+    """Return the receipt of the weights it came from: what became of the tensors, and what they left open."""
     receipt = run.receipt
     assert receipt is not None
     files = [[plain(entry["name"]), f"{entry['bytes']:,}", f"`{plain(entry['sha256'])}`"] for entry in receipt["files"]]
@@ -304,9 +304,10 @@ def conversion_section(run: Records) -> str:
         [plain(action), f"{count:,}", plain(rule, 200)]
         for (action, rule), count in sorted(groups.items(), key=lambda item: order.get(item[0][0], len(order)))
     ]
+    heading, begun = ("Conversion", "Converted") if run.results is None else ("Start", "Training started")
     parts = [
-        "## Conversion",
-        f"Converted from {plain(receipt['origin'])}, weights in the form of {plain(receipt['source'])}:",
+        f"## {heading}",
+        f"{begun} from {plain(receipt['origin'])}, weights in the form of {plain(receipt['source'])}:",
         table(["file", "bytes", "SHA-256"], files),
         "What became of the tensors, one by one in receipt.json:",
         table(["tensors", "number", "what was done"], rows),
