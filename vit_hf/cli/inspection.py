@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TEST_PICTURES, TEST_DRAWN = 32, 4  # of a run folder's own data: measured, and drawn one by one
 DRAWN = 12  # of pictures that are given
+RECONSTRUCTIONS = "reconstructions.png"  # of a model for masked images
 
 
 def add_commands(add: Add) -> None:
@@ -31,7 +32,8 @@ def add_commands(add: Add) -> None:
         "inspect",
         _inspect,
         "Draw what a model has learned: filters, positions, attention distance, attention over pictures, patches.",
-        epilog="Without pictures, those of the test split of a run folder are taken.",
+        epilog="Without pictures, those of the test split of a run folder are taken. Of a model for masked images: "
+        "what it sees, predicts and should predict.",
     )
     inspect.add_argument("model", metavar="MODEL", help="model folder, weights file or Hub id")
     inspect.add_argument("images", nargs="*", metavar="IMAGE", help="picture files")
@@ -72,7 +74,7 @@ def _config(name: str, sizes: dict[str, int]) -> "VitHfConfig":
 def _inspect(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from ..checkpoints.load import load_model
+    from ..checkpoints.load import load_model, our_settings
     from ..evaluation.output import check_output, published
     from ..inspection.folder import write_inspection
     from ..inspection.summary import render, summarise
@@ -81,6 +83,8 @@ def _inspect(options: argparse.Namespace) -> int:
     output = Path(options.output or f"{path.stem if path.is_file() else path.name}-inspection")
     check_output(output)
     given = _given(options.images)
+    if (our_settings(options.model) or {}).get("architectures") == ["VitHfForMaskedImageModeling"]:
+        return _reconstruct(options, given, output)
     model, processor = load_model(options.model)
     pictures = given if options.images else _tested(Path(options.model))
     summary = summarise(model.config)
@@ -101,6 +105,36 @@ def _inspect(options: argparse.Namespace) -> int:
     if (count := len(options.images)) > DRAWN:
         print(f"\nattention distance: over all {count:,} pictures; the other figures are of the first {DRAWN}")
     print(f"\nwritten to {output}:\n  " + "\n  ".join(written))
+    return 0
+
+
+def _reconstruct(options: argparse.Namespace, given: Iterator[tuple[str, "Image"]], output: Path) -> int:
+    """Draw what a model for masked images predicts; hidden is what its recipe says, else three quarters."""
+    from ..data.mixing import PatchMasking
+    from ..evaluation.output import published
+    from ..image_processing_vit_hf import VitHfImageProcessor
+    from ..inspection.reconstructions import draw_reconstructions
+    from ..inspection.style import save_figure
+    from ..masked_vit_hf import VitHfForMaskedImageModeling
+    from ..training.recipe import Recipe
+
+    model = VitHfForMaskedImageModeling.from_pretrained(options.model).eval()
+    path = Path(options.model) / "recipe.yaml"
+    ratio, side = 0.75, model.config.patch_hw[0]
+    if path.is_file():
+        augmentation = Recipe.from_yaml(path).augmentation
+        ratio, side = augmentation.mask_ratio, augmentation.mask_patch_size
+    pictures = list(islice(given if options.images else _tested(Path(options.model)), DRAWN))
+    if not pictures:
+        raise ValueError("there is nothing to reconstruct; give IMAGE ...")
+    masking = PatchMasking(ratio=ratio, mask_patch_size=side, patch_hw=model.config.patch_hw, seed=0)
+    hidden = masking.draw(list(range(len(pictures))), *model.config.image_hw)["bool_masked_pos"]
+    processor = VitHfImageProcessor.from_pretrained(options.model)
+    figure, errors = draw_reconstructions(model, processor, pictures, hidden)
+    with published(output) as folder:
+        save_figure(figure, folder / RECONSTRUCTIONS)
+    print(f"seen, predicted and real, {ratio:.0%} of each picture hidden: {output / RECONSTRUCTIONS}")
+    print(f"{model.error_name}, mean of {len(errors)} pictures: {sum(errors) / len(errors):.4f}")
     return 0
 
 
