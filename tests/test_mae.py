@@ -93,6 +93,7 @@ def test_the_outputs_are_those_of_stock(norm_pix_loss, randomise):
     close(ours.decoder.positions, tables["decoder.decoder_pos_embed"])
 
     pixels, noise = images(3, 32, 32), torch.rand(3, 16, generator=torch.Generator().manual_seed(3))
+    pixels[1] *= 2e-3  # variances that 1e-6 counts beside
     theirs = stock(pixels, noise=noise)
     hidden = theirs.mask.bool()
     found = ours(pixels, hidden)
@@ -458,6 +459,22 @@ def test_weights_that_lack_the_decoder_are_refused(saved):
         VitHfForMaskedImageModeling.from_pretrained(folder, decoder_num_hidden_layers=3)
     with pytest.raises(ValueError, match=r"missing: decoder\.layers\.10\.attention"):  # before a model is built
         VitHfForMaskedImageModeling.from_pretrained(folder, decoder_num_hidden_layers=1000)
+
+
+def test_the_shapes_of_all_weights_are_known_before_a_model_is_built(mae):
+    model = mae(decoder_num_hidden_layers=3)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert VitHfForMaskedImageModeling._expected_shapes(model.config) == shapes
+
+
+def test_a_table_of_positions_that_only_the_decoder_needs_is_refused(mae, tmp_path):
+    """1,742,400 patches: 32 numbers for each pass, 48 do not."""
+    mae(**OPTIONS["gap"], decoder_hidden_size=48).save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    text = text.replace('"image_size": [\n    16,\n    24\n  ]', '"image_size": [5280, 10560]')
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="needs a table of 83,635,200 positions"):
+        VitHfForMaskedImageModeling.from_pretrained(tmp_path)
 
 
 def test_a_table_of_positions_that_no_model_of_this_size_has_is_refused(saved):

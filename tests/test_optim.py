@@ -188,6 +188,15 @@ def test_groups_are_named_apart_and_come_in_the_same_order(tiny, decay):
     assert names == [f"{part}, {kind}" for part, kind in itertools.product(parts, ("decay", "no decay"))]
 
 
+def test_the_decoder_of_a_masked_autoencoder_learns_like_a_head(tiny):
+    model = VitHfForMaskedImageModeling(tiny(decoder_num_hidden_layers=2, decoder_hidden_size=32))
+    groups = parameter_groups(model, Optimization(learning_rate=1.0, layer_decay=0.5))
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    found = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+    assert {rate for name, rate in found.items() if name.startswith("decoder.")} == {1.0}
+    assert [found[f"vit.layers.{i}.mlp.fc1.weight"] for i in range(3)] == [1 / 8, 1 / 4, 1 / 2]
+
+
 @pytest.mark.parametrize("kind", [VitHfForImageClassification, VitHfForMaskedImageModeling])
 @pytest.mark.parametrize("fields", FAMILY.values(), ids=FAMILY)
 def test_layer_decay_changes_no_weight_decay_and_loses_no_parameter(tiny, fields, kind):

@@ -161,8 +161,13 @@ def test_masks_to_train_on_are_drawn_from_the_seed_of_the_recipe(network):
 def test_a_masked_autoencoder_is_scored_in_the_terms_of_its_loss(tiny, randomise):
     decoder = {"decoder_num_hidden_layers": 1, "decoder_hidden_size": 16, "decoder_num_attention_heads": 2}
     network = randomise(VitHfForMaskedImageModeling(tiny(patch_size=[4, 8], norm_pix_loss=True, **decoder)))
-    task, pixels = MaskedImageModeling(masked(), network), torch.randn(7, 3, 16, 24)
+    task, pixels, told = MaskedImageModeling(masked(), network), torch.randn(7, 3, 16, 24), []
+    handle = network.register_forward_pre_hook(
+        lambda _, args, given: told.append(given["num_masked"]), with_kwargs=True
+    )
     measured = task.score(network, rows_of(pixels, 3), Accelerator(cpu=True), num_samples=7).measure()
+    assert told == [6] * 3  # so that nothing waits for the device
+    handle.remove()
     masking = PatchMasking(ratio=0.5, mask_patch_size=8, patch_hw=(4, 8), seed=0)
     hidden = masking.draw(list(range(7)), 16, 24)["bool_masked_pos"]
     with torch.no_grad():
