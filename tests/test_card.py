@@ -30,7 +30,8 @@ from vit_hf.data.pictures import DataFields, open_pictures
 from vit_hf.evaluation.analysis import analyse
 from vit_hf.evaluation.predictions import PREDICTIONS, Predictions, write_predictions
 from vit_hf.evaluation.scoring import Scores
-from vit_hf.sharing.card import eval_result_files, render_card
+from vit_hf.evaluation.superclasses import CIFAR100
+from vit_hf.sharing.card import eval_result_files, render_card, write_card
 from vit_hf.sharing.card.markdown import one_line, plain
 from vit_hf.training.recipe import ModelFields, Recipe
 from vit_hf.training.recipes import get_recipe
@@ -890,10 +891,121 @@ def test_ordinary_words_stay_readable_in_the_source(value):
     assert plain(value) == value
 
 
+# ---------------------------------------------------------------------------------------------- superclasses, curves
+FAMILIES = {name: family for family, names in CIFAR100.items() for name in names}
+
+
+def predicted(pairs: dict[tuple[str, str], int], labels: list[str]) -> Scores:
+    """Scores in which a picture of the first class is given the second, so many times."""
+    named = [pair for pair, n in pairs.items() for _ in range(n)]
+    logits = torch.zeros(len(named), len(labels))
+    for row, (_, guess) in enumerate(named):
+        logits[row, labels.index(guess)] = 1
+    return Scores(logits, torch.tensor([labels.index(true) for true, _ in named]))
+
+
+def families_run(run, name: str, pairs: dict[tuple[str, str], int] | None, **changes) -> Path:
+    labels = sorted(FAMILIES)
+    folder = run(name, labels=labels, data={**RECORD["data"], "num_labels": 100}, superclass_top1=0.5, **changes)
+    if pairs is not None:
+        write_predictions(folder / PREDICTIONS, Predictions.of_run(predicted(pairs, labels), labels, RECORD))
+    return folder
+
+
+PAIRS = {
+    ("bee", "beetle"): 3,  # another class of the same superclass is right
+    ("bee", "bee"): 1,
+    ("beetle", "tulip"): 2,
+    ("beetle", "bus"): 1,
+    ("beetle", "oak_tree"): 1,
+    ("beetle", "train"): 1,
+    ("beetle", "crab"): 1,
+    ("tulip", "tulip"): 4,
+    ("crab", "boy"): 2,
+}
+
+
+def test_the_confusion_among_superclasses_is_counted_over_their_classes(run):
+    card = render_card([families_run(run, "a", PAIRS)])
+    (found,) = (rows for rows in tables(card) if rows[0][0] == "superclass")
+    assert found[1:] == [
+        ["flowers", "4", "100.0%", "-"],
+        ["insects", "10", "40.0%", "flowers 20.0%, vehicles 1 20.0%, non-insect invertebrates 10.0%"],
+        ["non-insect invertebrates", "2", "0.0%", "people 100.0%"],
+    ]
+
+
+def test_the_superclasses_of_several_runs_are_counted_together(run):
+    other = {("bee", "tulip"): 10, ("tulip", "bee"): 4}
+    card = render_card([families_run(run, "a", PAIRS), families_run(run, "b", other, seed=1)])
+    assert "over the 2 runs together was given a class of its own superclass" in text(card)
+    (found,) = (rows for rows in tables(card) if rows[0][0] == "superclass")
+    assert found[1] == ["flowers", "8", "50.0%", "insects 50.0%"]
+    assert found[2][:3] == ["insects", "20", "20.0%"]
+    assert found[2][3].startswith("flowers 60.0%, ")
+
+
+def test_superclasses_without_predictions_are_not_recorded_and_others_are_not_mentioned(run):
+    assert f"Not recorded: there is no {PREDICTIONS}." in text(render_card([families_run(run, "a", None)]))
+    assert "superclasses" not in text(render_card([run("b")]))
+
+
+def pictures(card: str) -> list[tuple[str, str]]:
+    """What stands for each picture of a card, and where it lies."""
+    inner = [part for token in parsed(card) for part in token.children or () if part.type == "image"]
+    return [(part.content, part.attrs["src"]) for part in inner]
+
+
+def test_the_learning_curves_that_lie_beside_the_card_are_shown(run):
+    folders = [run("a"), run("b", seed=1), masked(run, name="c")]
+    assert [pictures(render_card([folder])) for folder in folders] == [[], [], []]
+    for folder in folders:
+        (folder / "learning_curves.png").write_bytes(b"picture")
+    for folder in (folders[0], folders[2]):
+        ((said, place),) = pictures(render_card([folder]))
+        assert (said, place) == ("What was recorded while it learned, over the epochs", "learning_curves.png")
+    assert pictures(render_card([folders[0]], curves="")) == []
+    assert pictures(render_card(folders[:2])) == []
+    ((said, place),) = pictures(render_card(folders[:2], curves="my curves.png"))
+    assert said.endswith("of the run of seed 0")
+    assert place == "my%20curves.png"
+
+
+def test_a_card_is_written_with_the_curves_of_the_first_run_beside_it(run, tmp_path):
+    folders = [run("a"), run("b", seed=1)]
+    (tmp_path / "cards").mkdir()
+    path = tmp_path / "cards" / "mine.md"
+    assert write_card(folders, path) == [path]
+    assert pictures(path.read_text(encoding="utf-8")) == []
+    for folder in folders:
+        (folder / "learning_curves.png").write_bytes(folder.name.encode())
+    assert write_card(folders, path, license="mit") == [path, path.with_suffix(".png")]
+    card = path.read_text(encoding="utf-8")
+    assert ModelCard(card).data.license == "mit"
+    assert [place for _, place in pictures(card)] == ["mine.png"]
+    assert path.with_suffix(".png").read_bytes() == b"a"
+
+
+def test_a_card_that_cannot_be_rendered_leaves_no_file(run, tmp_path):
+    with pytest.raises(ValueError, match=r"expected a name that ends in \.md"):
+        write_card([run("a")], tmp_path / "card.txt")
+    with pytest.raises(ValueError, match="expected at least one finished run folder"):
+        write_card([], tmp_path / "card.md")
+    assert not list(tmp_path.glob("card*"))
+
+
 # ---------------------------------------------------------------------------------------------- refused
 def test_runs_of_different_recipes_are_refused(run):
     folders = [run("a"), run("b", seed=1, fields={"optimization.learning_rate": 0.5})]
     with pytest.raises(ValueError, match=r"b is not a run of the same recipe and data as .*a; render them apart"):
+        render_card(folders)
+
+
+def test_runs_that_start_from_runs_of_one_kind_are_of_one_recipe(run):
+    starts = ("/home/me/mae-0", "/home/me/mae-1", "/home/me/simmim-1")
+    folders = [run(f"r{n}", seed=n, fields={"model.init_from": start}) for n, start in enumerate(starts)]
+    assert "mean" in [row[0] for row in tables(render_card(folders[:2]))[0]]
+    with pytest.raises(ValueError, match="r2 is not a run of the same recipe and data"):
         render_card(folders)
 
 

@@ -110,14 +110,23 @@ def read_runs(folders: Sequence[str | Path]) -> list[Records]:
     for run in runs if len(runs) > 1 else ():
         if run.results is None or run.recipe is None or first.results is None or first.recipe is None:
             raise FileNotFoundError(f"{run.folder} has no results.json; of several folders each is a finished run")
-        same_recipe = {**run.recipe, "seed": 0} == {**first.recipe, "seed": 0}
-        if not same_recipe or run.results["data"] != first.results["data"]:
+        if (
+            _but_for_the_seed(run.recipe) != _but_for_the_seed(first.recipe)
+            or run.results["data"] != first.results["data"]
+        ):
             raise ValueError(f"{run.folder} is not a run of the same recipe and data as {first.folder}; render them "
                              "apart")  # fmt: skip
         seeds.append(run.results["seed"])
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"the runs have the seeds {seeds}; expected each once, or the spread would be too small")
     return runs
+
+
+def _but_for_the_seed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe without its seed, and without that of the model it starts from: "mae-0" and "mae-1" are alike."""
+    start = recipe["model"].get("init_from")
+    kind = None if start is None else re.sub(r"-\d+$", "", _last(str(start)))
+    return {**recipe, "seed": 0, "model": {**recipe["model"], "init_from": kind}}
 
 
 def stated_in_card(folder: Path) -> tuple[str | None, str | None]:

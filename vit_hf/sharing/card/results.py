@@ -3,11 +3,13 @@
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from ...evaluation.predictions import PREDICTIONS
 from .markdown import plain, table
 from .records import UNNAMED, Records
 
+CURVES = "learning_curves.png"
 _FEW, _SHOWN = 10, 5  # all classes are listed up to so many; of more, so many at each end
 _NOT_RECORDED = "not recorded"
 
@@ -107,6 +109,22 @@ def _interval(interval: Sequence[float], form: Callable[[float], str]) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:,.0f} s"
+
+
+# ---------------------------------------------------------------------------------------------- learning
+def curves_section(runs: Sequence[Records], curves: str | None) -> str | None:
+    """Return the picture of the learning curves, None where there is none.
+
+    Args:
+        runs: as `render_card`.
+        curves: likewise.
+    """
+    if curves is None and len(runs) == 1 and (runs[0].folder / CURVES).is_file():
+        curves = CURVES
+    if not curves:
+        return None
+    of_run = "" if len(runs) == 1 or runs[0].results is None else f", of the run of seed {runs[0].results['seed']}"
+    return f"## Learning curves\n\n![What was recorded while it learned, over the epochs{of_run}]({quote(curves)})"
 
 
 # ---------------------------------------------------------------------------------------------- classes
