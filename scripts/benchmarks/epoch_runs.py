@@ -31,6 +31,7 @@ from .memory import held
 from .peer_inputs import EachPicture, MixingCollate, timm_loader, torchvision_steps
 
 RECIPE = "cifar100_scratch"
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")  # of the named network
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class Settings:
                 "data.max_test_images": 100,
                 "data.validation_fraction": 0.0,
                 "model.variant": self.model,
+                **{f"model.{name}": value for name, value in variant(self.model).to_dict().items() if name in _SIZES},
+                "optimization.ema_decay": None,  # which the peers do not have, nor clipping
+                "optimization.clip_norm": None,
                 "optimization.batch_size": self.batch,
                 "optimization.max_steps": self.steps,
                 "mixed_precision": {"fp32": "no", "bf16": "bf16"}[self.precision],

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..recipe import Recipe
+from .cifar100 import cifar100_finetune, cifar100_mae, cifar100_scratch
 from .finetune import (
     augreg_transfer,
     big_vision_transfer,
@@ -27,12 +28,13 @@ from .finetune import (
     vit_finetune_imagenet,
 )
 from .pretrain import simmim_pretrain, vit_i21k_pretrain
-from .scratch import better_plain_vit, cifar100_scratch, deit, digits
+from .scratch import better_plain_vit, deit, digits
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     recipe.__name__: recipe
     for recipe in (
-        *(digits, cifar100_scratch, deit, better_plain_vit),
+        *(digits, cifar100_scratch, cifar100_mae, cifar100_finetune),
+        *(deit, better_plain_vit),
         *(vit_finetune, vit_finetune_imagenet, augreg_transfer, big_vision_transfer, mae_finetune),
         *(linear_probe, head_only),
         *(vit_i21k_pretrain, simmim_pretrain),

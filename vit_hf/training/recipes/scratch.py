@@ -44,50 +44,6 @@ def digits() -> Recipe:
     )
 
 
-def cifar100_scratch() -> Recipe:
-    """Train a ViT of 5.4 M parameters from scratch on CIFAR-100 at 32 px, patch 4.
-
-    Source: the 300-epoch recipe of Compact Transformers (SHI-Labs/Compact-Transformers `configs/datasets/cifar100.yml`,
-    arXiv 2104.05704), with a plain ViT in place of CCT. Its interpolation drawn at random, its own mean and standard
-    deviation, mixed precision and 10 more epochs at the lowest learning rate have no equal here.
-    Command: vit-hf train cifar100_scratch
-    Expected: its nearest published relative, ViT-Lite-7/4, reaches 69.75% in 200 epochs.
-    Result: not yet run here in full. Shortened (2,000 pictures, 557,540 parameters, 20 epochs, no mixing): 8.85% on the
-    10,000 test pictures; see model_cards/cifar100_scratch.md.
-    """
-    return Recipe(
-        name="cifar100_scratch",
-        data=DataFields(source="uoft-cs/cifar100", validation_fraction=0.02),
-        model=ModelFields(variant="Ti/4", config={"image_size": 32, "pooling": "gap", "drop_path_rate": 0.1}),
-        augmentation=Augmentation(
-            crop="inception",
-            crop_area=(0.8, 1.0),
-            flip=True,
-            randaugment_ops=2,
-            randaugment_magnitude=27,
-            randaugment_std=1.5,
-            randaugment_probability=0.5,
-            erasing=0.25,
-            mixup_alpha=0.8,
-            cutmix_alpha=1.0,
-        ),
-        optimization=Optimization(
-            epochs=300.0,
-            batch_size=128,
-            learning_rate=6e-4,
-            warmup_learning_rate=1e-6,
-            min_learning_rate=1e-5,
-            warmup_epochs=10.0,
-            weight_decay=0.06,
-            clip_norm=None,
-            label_smoothing=0.1,
-        ),
-        mixed_precision="no",
-        evaluate_every=5.0,
-        workers=2,
-    )
-
-
 def deit() -> Recipe:
     """Train S/16 from scratch on ImageNet-1k for 300 epochs; Ti/16 and B/16 by --model.variant.
 
