@@ -461,7 +461,7 @@ def test_the_command_plans_data_that_is_not_at_hand(capsys):
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "49,000 training, 1,000 validation, unknown test" in printed
-    assert "128 = 2 processes x 64 pictures" in printed
+    assert "512 = 2 processes x 256 pictures" in printed
 
 
 def test_the_command_says_in_one_line_what_is_missing(capsys):
