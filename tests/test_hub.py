@@ -794,7 +794,7 @@ value = [codes, printed.getvalue()]
 """)
     assert printed[0] == [0, 0]
     for words in (f"{hub.url}/tester/tiny (public)", f"commit {hub.log(REPO)[0][0]}", "vit-hf pull tester/tiny tiny",
-                  "from_pretrained('tester/tiny", f"{tmp_path / 'out'}: 10 files"):  # fmt: skip
+                  "from_pretrained('tester/tiny", f"{tmp_path / 'out'}: 11 files"):  # fmt: skip
         assert words in printed[1], printed[1]
     check_folder(tmp_path / "out")
 
