@@ -40,7 +40,8 @@ HOSTILE = [
 ]
 RECORD = {
     "split": "test", "seed": 3, "kept": "best", "kept_epoch": 2.0, "steps": 4321, "epochs": 12.5, "seconds": 678.4,
-    "energy_kwh": 0.01234, "energy_source": "counter", "mfu": 0.4136, "peak_tflops": 989.4, "started": "2026-01-02T03:04:05+00:00",
+    "energy_kwh": 0.01234, "energy_source": "counter", "mfu": 0.4136, "peak_tflops": 989.4,
+    "started": "2026-01-02T03:04:05+00:00",
     "command": "vit-hf train mine.yaml --output /home/somebody/runs/x --data /home/somebody/pictures",
     "base_model": None, "git_commit": "0123456789abcdef", "torch_build": "2.12", "device": "Some GPU", "processes": 2,
     "distributed_type": "NO", "versions": {"torch": "2.12.0", "transformers": "5.20.0"},

@@ -14,7 +14,7 @@ from vit_hf.training.recipes import get_recipe
 from vit_hf.training.utilization import Utilization, device_peak, mean_speed, peak_flops
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-PEAK = 1e12
+PEAK = 1e10  # so low that shares have digits
 
 
 # ---------------------------------------------------------------------------------------------- peaks
@@ -92,7 +92,7 @@ def test_a_frozen_trunk_needs_its_forward_pass_only(known, tiny):
 
 def test_pretraining_counts_its_own_network(known, tiny):
     config = tiny()
-    fields = {"optimization.label_smoothing": 0.0, "augmentation.mask_patch_size": 4}
+    fields = {"optimization.label_smoothing": 0.0, "augmentation.mask_patch_size": 8}
     recipe = get_recipe("digits").override({"task": "masked_image_modeling", **fields})
     block, patch = products(config, 13, 12)
     decoder = 2 * 12 * config.hidden_size * 4 * 8 * 3
@@ -143,8 +143,8 @@ def test_rows_results_card_and_table_tell_the_share(run, known, tmp_path, capsys
     shown = [words[-1] for words in table[header + 1 : header + 1 + len(rows)]]
     assert shown == [f"{row['mfu']:.1%}".rstrip("%") for row in rows]
     card = render_card([tmp_path / "run"])
-    speed = f"{results['images_per_second']:,.0f} images/s, MFU {results['mfu']:.1%} of 1.0 TFLOP/s a process"
-    assert f"| speed | {speed} |" in card.replace("&#47;", "/")
+    speed = f"{results['images_per_second']:,.0f} images/s, MFU {results['mfu']:.1%} of 0.01 TFLOP/s a process"
+    assert f"| speed | {speed} |" in card
 
 
 def test_trackers_get_the_share(known, tmp_path):

@@ -68,7 +68,8 @@ class RunDisplay:
     def row(self, values: dict[str, Any], note: str = "") -> None:
         """Print one evaluation; a heading before the first."""
         if not self.has_header:
-            self.console.print("".join(f"{name:>{width}}" for name, width, _, _ in self.columns), style="bold")
+            header = "".join(f"{name:>{width}}" for name, width, _, _ in self.columns)
+            self.console.print(header, style="bold", soft_wrap=True)
             self.has_header = True
         cells = [
             f"{'-' if values.get(key) is None else form.format(values[key]).rstrip('%'):>{width}}"
