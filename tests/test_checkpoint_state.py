@@ -26,6 +26,7 @@ from vit_hf.training.checkpoint import (
     step_folder,
     write_training_state,
 )
+from vit_hf.training.muon import MuonAdamW
 from vit_hf.training.recipe import field_names
 from vit_hf.training.state import DamagedFolderError, RunFolder
 
@@ -46,6 +47,9 @@ def optimizer_of(model: nn.Module, kind: str) -> torch.optim.Optimizer:
     ]
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95))
+    if kind == "muon":  # two matrices in each
+        groups[0]["matrices"] = 2
+        return MuonAdamW(groups, lr=0.01, betas=(0.9, 0.95), fused=True)
     return torch.optim.SGD(groups, lr=0.01, momentum=0.9 if kind == "sgd" else 0.0)
 
 
@@ -73,7 +77,7 @@ def test_a_lost_or_added_tensor_of_the_optimiser_is_named(tmp_path):
             read_optimizer(tmp_path, {"optimizer_tensors": listed})
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd", "plain sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "sgd", "plain sgd"])
 @pytest.mark.parametrize("done", [0, 1, 4])
 def test_an_optimiser_that_was_taken_apart_and_put_back_takes_the_same_next_steps_bit_for_bit(tmp_path, kind, done):
     model = network()
@@ -335,6 +339,7 @@ def test_where_the_weights_came_from_may_differ():
     [
         ("seed", 1),
         ("optimization.loss", "bce"),
+        ("optimization.optimizer", "muon"),
         ("optimization.learning_rate", 0.5),
         ("optimization.max_steps", 7),
         ("optimization.batch_size", 32),

@@ -203,7 +203,7 @@ def test_a_frozen_trunk_keeps_nothing_but_the_classifiers_input():
     assert plan.memory.peak > plan.memory.weights + 60 * 4 * 32 * 4  # the widest layer is there for a moment
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_state_equals_that_of_a_real_optimiser_and_average(optimizer):
     fields = recipe(optimization__optimizer=optimizer, optimization__ema_decay=0.9, model__freeze=("vit.embeddings.*",))
     plan = plan_run(fields, images=900, classes=10, timing=False)

@@ -235,7 +235,7 @@ def test_a_field_like_no_other_points_to_the_list(digits):
         ("optimization.batch_size", "-8", "optimization.batch_size is -8; expected more than 0"),
         ("optimization.batch_size", "8.5", "optimization.batch_size is 8.5; expected int"),
         ("optimization.max_steps", "0", "optimization.max_steps is 0; expected more than 0"),
-        ("optimization.optimizer", "lamb", "optimization.optimizer is 'lamb'; expected one of adamw, sgd"),
+        ("optimization.optimizer", "lamb", "optimization.optimizer is 'lamb'; expected one of adamw, sgd, muon"),
         ("optimization.schedule", "step", "optimization.schedule is 'step'; expected one of cosine, constant"),
         ("optimization.betas", "0.9", "optimization.betas is (0.9,); expected tuple[float, float]"),
         ("optimization.betas", "0.9,1.0", "optimization.betas is 1.0; expected 0 <= value < 1"),

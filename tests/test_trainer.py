@@ -133,8 +133,9 @@ def trainer_of(digits, output: Path, *, model: dict | None = None, trainer: dict
     [
         {**PLAIN, "optimization.max_device_batch_size": 8, "optimization.clip_norm": None},
         {**NOISE, "optimization.optimizer": "sgd"},
+        {**PLAIN, "optimization.optimizer": "muon"},
     ],
-    ids=["accumulation, EMA", "augmentation, mixing, dropout, accumulation, EMA"],
+    ids=["accumulation, EMA", "augmentation, mixing, dropout, accumulation, EMA", "Muon"],
 )
 def test_the_trainer_run_agrees_with_the_loop_step_by_step(changes, losses, tmp_path):
     recipe = small(keep="last", seed=3, **changes)

@@ -76,6 +76,7 @@ MIXES: dict[str, dict[str, Any]] = {
     "frozen backbone": {"model__freeze": ["vit.*"], **_DROPOUT},
     "three copies a picture": {"augmentation__repeats": 3, **_AUGMENTED},
     "SGD": {"optimization__optimizer": "sgd", "optimization__clip_norm": None, "optimization__ema_decay": None},
+    "Muon": {"optimization__optimizer": "muon", "optimization__layer_decay": 0.7, **_DROPOUT},
     "best weights": {"keep": "best", "evaluate_every": 0.25, "optimization__ema_decay": 0.5},
     "BCE and layer decay": {"optimization__loss": "bce", "optimization__layer_decay": 0.7, **_MIXING},
     "constant rate, checkpointed activations": {"optimization__schedule": "constant", "gradient_checkpointing": True},

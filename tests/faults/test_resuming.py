@@ -6,7 +6,8 @@ from . import resuming
 
 
 @pytest.mark.parametrize(
-    "mix", ["everything, two loader processes", "frozen backbone", "accumulation 5, an epoch ends inside a step"]
+    "mix",
+    ["everything, two loader processes", "frozen backbone", "accumulation 5, an epoch ends inside a step", "Muon"],
 )
 def test_a_resumed_run_equals_one_that_was_not_stopped(mix, tmp_path, hold):
     """Cases 15, 16 and 22: after one of the steps; the command tries all, and all mixes."""

@@ -22,7 +22,7 @@ def check_values(recipe: "Recipe") -> None:
 def _check_words(recipe: "Recipe") -> None:
     optimization = recipe.optimization
     for name, value, known in (
-        ("optimization.optimizer", optimization.optimizer, ("adamw", "sgd")),
+        ("optimization.optimizer", optimization.optimizer, ("adamw", "sgd", "muon")),
         ("optimization.schedule", optimization.schedule, ("cosine", "constant")),
         ("mixed_precision", recipe.mixed_precision, ("no", "fp16", "bf16")),
         ("optimization.loss", optimization.loss, ("cross_entropy", "bce")),
@@ -44,6 +44,7 @@ def _check_ranges(recipe: "Recipe") -> None:
         ("optimization.epochs", optimization.epochs),
         ("optimization.batch_size", optimization.batch_size),
         ("optimization.learning_rate", optimization.learning_rate),
+        ("optimization.muon_learning_rate", optimization.muon_learning_rate),
         ("evaluate_every", recipe.evaluate_every),
         ("evaluation_batch_size", recipe.evaluation_batch_size),
         ("optimization.max_steps", optimization.max_steps),
@@ -94,6 +95,11 @@ def _check_together(recipe: "Recipe") -> None:
                 f"optimization.{name} is {value}; expected at most the peak, {peak}, of optimization.learning_rate "
                 f"{optimization.learning_rate} (stated for batch size {optimization.learning_rate_batch_size})"
             )
+    if optimization.muon_learning_rate is not None and optimization.optimizer != "muon":
+        raise ValueError(
+            f"optimization.muon_learning_rate is {optimization.muon_learning_rate}; expected none with optimizer "
+            f"{optimization.optimizer}: set optimization.optimizer to muon, or leave it out"
+        )
     if (augmentation.mixup_alpha or augmentation.cutmix_alpha) and batch_size % 2:
         raise ValueError(
             f"optimization.batch_size is {batch_size}; expected an even number, because mixup and CutMix pair pictures "

@@ -26,6 +26,7 @@ from transformers.optimization import (
 )
 
 from ..modeling_vit_hf import classification_loss
+from .muon import MuonAdamW, count_matrices
 from .recipe import Optimization
 
 NOT_DECAYED = ("cls_token", "register_tokens", "mask_token", "position_embeddings", "probe")
@@ -134,12 +135,16 @@ def parameter_groups(model: nn.Module, optimization: Optimization) -> list[dict]
     under the blocks (patch projection, a hybrid's stem, tokens, positions) by layer_decay ** (n + 1), and that of what
     follows them (last norm, pooler, classifier) by 1: BEiT's rule, facebookresearch/mae `util/lr_decay.py`.
 
+    With Muon the matrices of the blocks are groups of their own, with a learning rate of theirs.
+
     Returns:
-        Groups with "name", "params", "weight_decay" and, with `layer_decay`, "lr"; empty ones are left out.
+        Groups with "name", "params", "weight_decay" and, with `layer_decay` or for Muon, "lr", for Muon "matrices" (see
+        `vit_hf.training.muon`); empty ones are left out.
     """
     places = {name: _place(name) for name, _ in model.named_parameters()}
     blocks = max((place for place in places.values() if place is not None), default=-1) + 1
-    groups: dict[tuple[int, bool], dict] = {}
+    fused = count_matrices(model)
+    groups: dict[tuple[int, bool, int], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -151,9 +156,14 @@ def parameter_groups(model: nn.Module, optimization: Optimization) -> list[dict]
         part = "all" if optimization.layer_decay is None else _part(depth, blocks)
         group: dict[str, Any] = {"name": f"{part}, {'no decay' if exempt else 'decay'}", "params": []}
         group["weight_decay"] = 0.0 if exempt else optimization.weight_decay
-        if optimization.layer_decay is not None:
-            group["lr"] = optimization.peak_learning_rate * optimization.layer_decay**depth
-        groups.setdefault((depth, exempt), group)["params"].append(parameter)
+        matrices, rate = 0, optimization.peak_learning_rate
+        if optimization.optimizer == "muon" and parameter.ndim == 2 and re.search(r"(?:^|\.)layers\.\d+\.", name):
+            matrices, rate = fused.get(name, 1), optimization.peak_muon_learning_rate
+            group["matrices"] = matrices
+            group["name"] = f"{part}, Muon" if matrices == 1 else f"{part}, Muon, {matrices} in one"
+        if optimization.layer_decay is not None or matrices:
+            group["lr"] = rate * (optimization.layer_decay or 1.0) ** depth
+        groups.setdefault((depth, exempt, matrices), group)["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
 
@@ -171,7 +181,7 @@ def _part(depth: int, blocks: int) -> str:
 
 # ---------------------------------------------------------------------------------------------- how it is moved
 def build_optimizer(model: nn.Module, optimization: Optimization, *, scaled: bool = False) -> torch.optim.Optimizer:
-    """Return torch's AdamW or SGD over `parameter_groups`, at the peak learning rate.
+    """Return torch's AdamW or SGD, or Muon with AdamW, over `parameter_groups`, at the peak learning rate.
 
     AdamW is torch's fused form, one pass over all weights: on a CPU a seventh of the time for B/16. Where the loss is
     `scaled` (fp16) it is the plain one: from the fused one Accelerate cannot see that a step was left out.
@@ -179,7 +189,20 @@ def build_optimizer(model: nn.Module, optimization: Optimization, *, scaled: boo
     groups, rate = parameter_groups(model, optimization), optimization.peak_learning_rate
     if optimization.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=optimization.momentum)
+    if optimization.optimizer == "muon":
+        return MuonAdamW(groups, lr=rate, betas=optimization.betas, fused=not scaled)
     return torch.optim.AdamW(groups, lr=rate, betas=optimization.betas, fused=not scaled)
+
+
+def count_state(model: nn.Module, optimization: Optimization) -> int:
+    """Count the numbers that the optimiser keeps: two a parameter (AdamW), one (momentum of Muon and SGD), or none."""
+    count = 0
+    for group in parameter_groups(model, optimization):
+        kept = 1 if "matrices" in group else 2
+        if optimization.optimizer == "sgd":
+            kept = int(optimization.momentum > 0)
+        count += kept * sum(parameter.numel() for parameter in group["params"])
+    return count
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, optimization: Optimization, plan: StepPlan) -> LRScheduler:

@@ -26,7 +26,7 @@ from ..data.preparation import moved
 from ..data.transforms import TrainTransform
 from ..image_processing_vit_hf import VitHfImageProcessor
 from .costs import PEAK_ERROR, Network, count_activations, count_flops, count_peak, random_batch
-from .optim import StepPlan, build_average, build_optimizer, build_schedule
+from .optim import StepPlan, build_average, build_optimizer, build_schedule, count_state
 from .recipe import Recipe
 from .setup import build_model, check_choice, check_launch, device_name, enable_checkpointing, plan_for
 from .step import Stepper
@@ -167,7 +167,7 @@ def plan_run(
     network, processor = build_model(recipe, id2label)
     parameters = list(network.parameters())
     count, trained = (sum(p.numel() for p in some) for some in (parameters, [p for p in parameters if p.requires_grad]))
-    states = 2 if recipe.optimization.optimizer == "adamw" else int(recipe.optimization.momentum > 0)
+    kept = 4 * count_state(network, recipe.optimization)
     gradients = 4 * trained * (1 if processes == 1 else 2)
     model_bytes = sum(tensor.nbytes for tensor in network.state_dict().values())
     averaged = model_bytes if recipe.optimization.ema_decay is not None else 0
@@ -195,9 +195,9 @@ def plan_run(
         gradient_checkpointing=recipe.gradient_checkpointing,
         forward_flops=forward,
         step_flops=whole,
-        memory=Memory(4 * count, gradients, 4 * trained * states, averaged, activations, peak),
+        memory=Memory(4 * count, gradients, kept, averaged, activations, peak),
         model_bytes=model_bytes,
-        checkpoint_bytes=model_bytes + averaged + 4 * trained * states,
+        checkpoint_bytes=model_bytes + averaged + kept,
         timing=_time(recipe, network, processor, pictures, steps) if timing else None,
     )
 

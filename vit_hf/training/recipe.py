@@ -54,11 +54,13 @@ class Optimization:
     max_device_batch_size: int | None = None
     """Most pictures a process takes at once; beyond it gradients are accumulated. None: never accumulate."""
     optimizer: str = "adamw"
-    """"adamw" or "sgd"."""
+    """"adamw", "sgd", or "muon": Muon for the matrices of the blocks, AdamW for all else."""
     learning_rate: float = 1e-3
     """Peak, reached after the warm-up."""
+    muon_learning_rate: float | None = None
+    """Peak of Muon's matrices, in AdamW's measure; the schedule is the same. None: as learning_rate."""
     learning_rate_batch_size: int | None = None
-    """Batch size that learning_rate is stated for: the peak is learning_rate x batch_size / this. None: the peak is
+    """Batch size that learning rates are stated for: the peak is learning_rate x batch_size / this. None: the peak is
     learning_rate itself."""
     warmup_learning_rate: float = 0.0
     """Start of the warm-up, as it stands."""
@@ -75,7 +77,7 @@ class Optimization:
     betas: tuple[float, float] = (0.9, 0.999)
     """Of AdamW."""
     weight_decay: float = 0.0
-    """Times the learning rate (torch's AdamW); not on biases, norms, tokens and positions."""
+    """Times the learning rate (torch's AdamW and Muon); not on biases, norms, tokens and positions."""
     layer_decay: float | None = None
     """Factor of all learning rates from each block to the one before it (BEiT, MAE); None for one rate."""
     clip_norm: float | None = 1.0
@@ -90,8 +92,16 @@ class Optimization:
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate after the warm-up: as it stands, or scaled by the batch size that it is stated for."""
+        return self._scaled(self.learning_rate)
+
+    @property
+    def peak_muon_learning_rate(self) -> float:
+        """That of Muon's matrices."""
+        return self._scaled(self.learning_rate if self.muon_learning_rate is None else self.muon_learning_rate)
+
+    def _scaled(self, rate: float) -> float:
         stated_for = self.learning_rate_batch_size
-        return self.learning_rate if stated_for is None else self.learning_rate * self.batch_size / stated_for
+        return rate if stated_for is None else rate * self.batch_size / stated_for
 
 
 _SECTIONS = {"model": ModelFields, "data": DataFields, "augmentation": Augmentation, "optimization": Optimization}

@@ -133,12 +133,16 @@ def check_launch(recipe: Recipe, accelerator: Accelerator) -> None:
             f"FSDP was asked for, but Accelerate runs {accelerator.distributed_type.value}: it shards on several GPUs "
             "only; use scripts/launch/ddp.yaml"
         )
-    if recipe.optimization.ema_decay is not None and (
-        fsdp or accelerator.distributed_type == DistributedType.DEEPSPEED
-    ):
+    shards = fsdp or accelerator.distributed_type == DistributedType.DEEPSPEED
+    if recipe.optimization.ema_decay is not None and shards:
         raise ValueError(
             f"optimization.ema_decay needs whole weights in every process, {accelerator.distributed_type.value} shards "
             "them; set it to none, or use scripts/launch/ddp.yaml"
+        )
+    if recipe.optimization.optimizer == "muon" and shards:
+        raise ValueError(
+            "optimization.optimizer muon needs whole matrices in every process, "
+            f"{accelerator.distributed_type.value} shards them; set it to adamw, or use scripts/launch/ddp.yaml"
         )
 
 
