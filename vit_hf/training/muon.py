@@ -11,6 +11,9 @@ whose projections are not fused gets, so that fusing stays a matter of speed. to
 
 Scale: torch's "match_rms_adamw" (Moonlight, arXiv 2502.16982), by which an update of a matrix is as large as AdamW's
 (0.2 in root mean square, times the learning rate). One learning rate and one weight decay then mean the same for both.
+
+Cost: on one core of a busy CPU a step of Ti/4 at 32 pixels, 32 pictures, takes 1.18 times that with AdamW (quartiles
+1.15 and 1.24, five rounds); the matrices cost the same whatever the batch. Not yet measured on a GPU.
 """
 
 from collections.abc import Callable, Sequence
