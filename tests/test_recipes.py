@@ -81,6 +81,7 @@ NUMBERS: dict[str, dict[str, object]] = {
         "model.drop_path_rate": 0.1,
         "augmentation.crop_area": [0.8, 1.0],
         "optimization.epochs": 400.0,
+        "optimization.optimizer": "muon",
         "optimization.batch_size": 512,
         "optimization.warmup_learning_rate": 1e-6,
         "optimization.min_learning_rate": 1e-5,
@@ -402,7 +403,7 @@ def test_the_learning_rate_runs_through_its_stations(name):
     optimization = get_recipe(name).optimization
     plan = plan_steps(optimization, num_images=images, num_processes=1)
     assert plan.total_steps == total
-    optimizer = build_optimizer(nn.Linear(1, 1), optimization)
+    optimizer = build_optimizer(small(), optimization)
     curve = build_schedule(optimizer, optimization, plan).lr_lambdas[0]
     half = (plan.warmup_steps + total) // 2
     found = [curve(step) * optimization.peak_learning_rate for step in (0, plan.warmup_steps, half, total)]

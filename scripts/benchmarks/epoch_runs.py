@@ -59,7 +59,8 @@ class Settings:
                 "data.validation_fraction": 0.0,
                 "model.variant": self.model,
                 **{f"model.{name}": value for name, value in variant(self.model).to_dict().items() if name in _SIZES},
-                "optimization.ema_decay": None,  # which the peers do not have, nor clipping
+                "optimization.optimizer": "adamw",  # as the peers, without averages and clipping
+                "optimization.ema_decay": None,
                 "optimization.clip_norm": None,
                 "optimization.batch_size": self.batch,
                 "optimization.max_steps": self.steps,
