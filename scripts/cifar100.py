@@ -76,6 +76,7 @@ SMALL_DECODER = {
     "augmentation.mask_patch_size": 4,
 }
 SMALL_EPOCHS = {"scratch": 4, "mae": 4, "finetune": 4}
+SMALL_STEPS = 40  # of transfer
 
 
 # ---------------------------------------------------------------------------------------------- what is run
@@ -125,7 +126,7 @@ def transfer_recipe(target: str, start: str, count: int, seed: int, options: arg
         }
         fields |= {"augmentation.rotation": 10.0, "augmentation.translation": 0.07, "augmentation.scaling": 0.1}
     if options.small:
-        fields |= {**SMALL, "data.max_train_images": 10 * count, "optimization.max_steps": 40}
+        fields |= {**SMALL, "data.max_train_images": 10 * count, "optimization.max_steps": SMALL_STEPS}
         fields |= {"optimization.warmup_steps": 5, "optimization.batch_size": 20}
     if start == "scratch":
         net = stage_recipe("scratch", options, seed).to_dict()["model"]
@@ -268,7 +269,8 @@ def plot_transfer(scores: dict[tuple[str, int, str], list[float]], path: Path) -
             values = [[100 * score for score in scores[target, count, start]] for count in counts]
             deviations = [statistics.stdev(some) if len(some) > 1 else 0.0 for some in values]
             means = [statistics.fmean(some) for some in values]
-            ax.errorbar(counts, means, deviations, color=colour, marker=mark, capsize=3, label=f"from {start}")
+            places = [count * (0.95 + 0.05 * STARTS.index(start)) for count in counts]  # side by side
+            ax.errorbar(places, means, deviations, color=colour, marker=mark, capsize=3, label=f"from {start}")
         ax.set_xscale("log")
         ticks = sorted({count for name, count, _ in scores if name == target})
         ax.set_xticks(ticks, [str(count) for count in ticks])

@@ -60,6 +60,7 @@ def _tiny():
         patch.setattr(cifar100, "SMALL_NET", TINY_NET)
         patch.setattr(cifar100, "SMALL_DECODER", {**cifar100.SMALL_DECODER, "augmentation.mask_patch_size": 16})
         patch.setattr(cifar100, "SMALL_EPOCHS", {"scratch": 2, "mae": 1, "finetune": 1})
+        patch.setattr(cifar100, "SMALL_STEPS", 6)
         patch.setattr(cifar100, "COUNTS", {"digits": (2,), "ten": (2,)})
         patch.setitem(cifar100.SMALL, "data.max_test_images", 20)
         yield
@@ -99,7 +100,7 @@ def test_all_stages_leave_finished_runs_that_start_where_they_should(done):
 def test_the_starts_of_a_target_have_the_same_pictures_and_budget(done):
     for target in ("digits", "ten"):
         runs = [results(done, f"transfer/{target}-2-{start}-0") for start in cifar100.STARTS]
-        assert {(run["steps"], run["data"]["splits"]["train"]["n"]) for run in runs} == {(40, 20)}
+        assert {(run["steps"], run["data"]["splits"]["train"]["n"]) for run in runs} == {(6, 20)}
         assert len({json.dumps(run["data"]["splits"]) for run in runs}) == 1
         shapes = [VitHfForImageClassification.from_pretrained(done / f"transfer/{target}-2-{start}-0").state_dict()
                   for start in cifar100.STARTS]  # fmt: skip
@@ -220,7 +221,7 @@ def test_the_mean_of_all_seeds_decides_on_the_goal(tmp_path):
 def digits_run(tmp_path_factory) -> Path:
     """A short run."""
     return train(
-        "digits", output=tmp_path_factory.mktemp("digits") / "run", quiet=True, max_steps=100, trackers=()
+        "digits", output=tmp_path_factory.mktemp("digits") / "run", quiet=True, max_steps=50, trackers=()
     ).output
 
 
