@@ -176,7 +176,7 @@ def test_other_files_are_not_taken_for_published_ones():
 def test_published_file_brings_its_class_names_and_preset(build, tmp_path, monkeypatch):
     weights = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1
     torch.save(build(num_classes=1000).state_dict(), tmp_path / "vit.pth")
-    monkeypatch.setattr(files, "_record", lambda path: checkpoint_of(weights).files[0])
+    monkeypatch.setattr(files, "record", lambda path: checkpoint_of(weights).files[0])
     ours = load_checkpoint(tmp_path / "vit.pth", num_attention_heads=4, image_size=518 // 8 * 8)
     assert list(ours.config.id2label.values()) == weights.meta["categories"]
     assert ours.config.id2label[0] == "tench"

@@ -275,7 +275,7 @@ def test_with_the_package_its_own_classes_answer_with_the_flag_and_without(pushe
         "vit_hf.configuration_vit_hf.VitHfConfig",
         f"{modeling}.VitHfModel",
         f"{modeling}.VitHfForImageClassification",
-        f"{modeling}.VitHfForMaskedImageModeling",
+        "vit_hf.masked_vit_hf.VitHfForMaskedImageModeling",
         f"{images}.VitHfImageProcessor",
         images,
         modeling,

@@ -213,7 +213,7 @@ def test_what_cannot_be_inspected_says_why_and_leaves_nothing(saved, photos, tmp
     assert "text.png" in fails(capsys, "inspect", saved, photos[0], tmp_path / "text.png", "--output", output)
     masked = VitHfForMaskedImageModeling(tiny())
     masked.save_pretrained(tmp_path / "masked")
-    assert "names no classes; fine-tune it" in fails(capsys, "inspect", tmp_path / "masked", "--output", output)
+    assert "nothing to reconstruct; give IMAGE" in fails(capsys, "inspect", tmp_path / "masked", "--output", output)
     assert not output.exists()
     assert not list(tmp_path.glob(".*"))
     output.mkdir()

@@ -470,6 +470,8 @@ def _attention_gradients(
 class VitHfAttention(nn.Module):
     """Multi-head self-attention with one fused projection for query, key and value."""
 
+    writes_out_backward = True  # where `_WrittenOutBackward` is the faster one
+
     is_causal = False
 
     def __init__(self, config: VitHfConfig):
@@ -548,7 +550,8 @@ class VitHfAttention(nn.Module):
         if not kwargs.pop("output_attentions", None):  # no other backend forms the weights
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
             fused = self.config._attn_implementation == "sdpa" and not dropout and not torch.compiler.is_compiling()
-            if fused and query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+            narrow = query.dtype == torch.bfloat16 and query.device.type == "cpu"
+            if self.writes_out_backward and fused and narrow and query.requires_grad:
                 return _WrittenOutBackward.apply(query, key, value, self.scaling).transpose(1, 2), None
         return attend(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
 

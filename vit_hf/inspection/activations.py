@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # documented, though n
 from transformers import initialization as init
 
 from ..configuration_vit_hf import VitHfConfig
-from ..modeling_vit_hf import VitHfForImageClassification
+from ..modeling_vit_hf import VitHfAttention, VitHfForImageClassification
 
 
 def build_empty(config: VitHfConfig) -> VitHfForImageClassification:
@@ -53,6 +53,8 @@ def _kept_by_batch(config: VitHfConfig, batch: int) -> Counter[str]:
     with FakeTensorMode(), torch.device("cpu"):
         model = build_empty(config).train()
         for name, module in model.named_modules():
+            if isinstance(module, VitHfAttention):
+                module.writes_out_backward = False  # as on a GPU, whose kernel keeps a number a query and head
             if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
                 module.register_forward_pre_hook(lambda module, args: (args[0].float(),))
             module.register_forward_pre_hook(enter(name))
