@@ -66,7 +66,7 @@ def warm_up() -> None:
     """Do once what every session would spend its time on: imports, reading the digits, first calls, a drawing."""
     torch.set_num_threads(1)
     pictures.open_pictures = session.open_pictures = functools.lru_cache(pictures.open_pictures)
-    loop.plot_learning_curves = lambda rows, path: path.write_bytes(b"half a second of drawing")
+    loop.plot_learning_curves = lambda rows, path, **_: path.write_bytes(b"half a second of drawing")
     output = Path(os.environ["FAULTS_WARM_UP"])
     with open(os.devnull, "w") as nothing:
         sys.stdout, before = nothing, sys.stdout
