@@ -95,8 +95,8 @@ def cifar100_mae() -> Recipe:
     Command: vit-hf train cifar100_mae --compile true (one H100-class card: 17 minutes if it gives 12% of its peak)
     Expected: see cifar100_finetune.
     Result: not yet run here in full: no GPU was at hand. Shortened (2,000 pictures, 581,488 parameters, patch 4, 40
-    epochs, float32): mean squared error of normalised hidden patches 0.616 on the 10,000 test pictures (each patch's
-    mean: 0.979); see model_cards/cifar100_mae.md.
+    epochs, float32): mean squared error of normalised hidden patches 0.616 on the 10,000 test pictures, where the mean
+    of each patch has 0.979; see model_cards/cifar100_mae.md.
     """
     return Recipe(
         name="cifar100_mae",
