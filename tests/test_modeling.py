@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoModelForImageClassification, AutoModelFo
 from vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, VitHfModel
 from vit_hf.configuration_vit_hf import POSITION_INTERPOLATIONS
 from vit_hf.modeling_vit_hf import (
+    VitHfLayer,
     VitHfResidualScale,
     _WrittenOutBackward,
     classification_loss,
@@ -425,7 +426,8 @@ def test_a_patch_size_that_changed_back_gives_the_kernel_back(tiny, randomise):
 # ------------------------------------------------------------------------------------------- stochastic depth
 def test_stochastic_depth_drops_whole_samples_at_its_rate_and_keeps_the_mean(tiny):
     module = VitHfResidualScale(tiny(), drop_path_rate=0.3).train()
-    out = module(torch.ones(20_000, 2, 3))
+    branch = torch.ones(20_000, 2, 3)
+    out = module(branch, module.draw(branch))
     per_sample = out[:, 0, 0]
     assert (out == per_sample[:, None, None]).all()
     close(per_sample.unique(), torch.tensor([0, 1 / 0.7]))
@@ -434,8 +436,8 @@ def test_stochastic_depth_drops_whole_samples_at_its_rate_and_keeps_the_mean(tin
 
 
 def test_stochastic_depth_is_off_in_evaluation(tiny):
-    branch = torch.randn(8, 2, 32)
-    assert torch.equal(VitHfResidualScale(tiny(), drop_path_rate=0.9).eval()(branch), branch)
+    branch, module = torch.randn(8, 2, 32), VitHfResidualScale(tiny(), drop_path_rate=0.9).eval()
+    assert torch.equal(module(branch, module.draw(branch)), branch)
 
 
 @pytest.mark.parametrize(("layers", "rates"), [(5, [0, 0.05, 0.1, 0.15, 0.2]), (2, [0, 0.2]), (1, [0])])
@@ -449,6 +451,45 @@ def test_samples_of_a_batch_are_dropped_independently(tiny, randomise):
     model = randomise(VitHfModel(tiny(drop_path_rate=0.5))).train()
     outputs = model(images(1, 16, 24).expand(16, -1, -1, -1)).pooler_output
     assert 2 <= len(outputs.unique(dim=0)) <= 16
+
+
+@pytest.mark.parametrize("options", [{}, {"pooling": "gap"}, ALL_OPTIONS], ids=["cls", "gap", "all"])
+def test_samples_that_skip_a_branch_do_not_compute_it_and_nothing_else_changes(options, tiny, randomise, monkeypatch):
+    """The pictures are more than one, so that some skip and some do not; float32 sums are of other sizes."""
+    rates = {"drop_path_rate": 0.6, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = randomise(VitHfForImageClassification(tiny(**{**options, **rates}))).train()
+    computed: list[int] = []
+    model.vit.layers[-1].mlp.register_forward_pre_hook(lambda module, args: computed.append(len(args[0])))
+    labels, found = torch.arange(8) % 5, []
+    for skips in (False, True):
+        monkeypatch.setattr(VitHfLayer, "skips_dropped", skips)
+        torch.manual_seed(1)
+        outputs = model(images(8, 16, 24), labels=labels)
+        found.append((outputs.logits, gradients(model, outputs.loss)))
+    assert computed[0] == 8
+    assert 0 < computed[1] < 8
+    close(found[1][0], found[0][0])
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, gradient in found[0][1].items():
+        assert gradient.any()
+        close(found[1][1][name], gradient)
+
+
+def test_where_all_samples_skip_a_branch_its_weights_have_gradients_of_zero(tiny, randomise):
+    """Other processes of a group wait for them."""
+    model = randomise(VitHfForImageClassification(tiny(drop_path_rate=1 - 1e-7))).train()
+    outputs = model(images(), labels=torch.tensor([0, 4, 2]))
+    found = gradients(model, outputs.loss)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    last = {name: gradient for name, gradient in found.items() if name.startswith("vit.layers.2.")}
+    assert len(last) > 8
+    assert not any(gradient.any() for gradient in last.values())
+
+
+def test_attention_maps_are_those_of_all_samples_in_training_too(tiny, randomise):
+    model = randomise(VitHfModel(tiny(drop_path_rate=0.5))).train()
+    outputs = model(images(8, 16, 24), output_attentions=True)
+    assert [len(maps) for maps in outputs.attentions] == [8, 8, 8]
 
 
 # ------------------------------------------------------------------------------------------- attention

@@ -590,19 +590,27 @@ class VitHfResidualScale(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.scale = nn.Parameter(torch.empty(config.hidden_size)) if self.init_value is not None else None
 
-    def forward(self, branch: torch.Tensor) -> torch.Tensor:
-        branch = self.dropout(branch)  # (B, N, D)
+    def draw(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Draw which of B samples keep their branch, (B,) bool; None where all do."""
+        if not self.training or self.drop_path_rate == 0:
+            return None
+        return torch.rand(hidden_states.shape[0], device=hidden_states.device) < 1 - self.drop_path_rate
+
+    def forward(self, branch: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what is added for a branch (B, N, D): nothing where a sample does not keep it."""
+        branch = self.dropout(branch)
         if self.scale is not None:
             branch = branch * self.scale
         if self.training and self.drop_path_rate > 0:
-            keep = 1 - self.drop_path_rate
-            kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) < keep  # (B, 1, 1)
-            branch = branch * (kept / keep).to(branch.dtype)
+            share = 1 / (1 - self.drop_path_rate)
+            branch = branch * (share if kept is None else (kept * share).to(branch.dtype).view(-1, 1, 1))
         return branch
 
 
 class VitHfLayer(GradientCheckpointingLayer):
     """One pre-norm encoder block (paper, equations 2 and 3)."""
+
+    skips_dropped = True  # on a CPU; a compiler wants fixed shapes, and a CUDA device would have to be waited for
 
     def __init__(self, config: VitHfConfig, drop_path_rate: float = 0.0):
         super().__init__()
@@ -614,9 +622,32 @@ class VitHfLayer(GradientCheckpointingLayer):
         self.scale2 = VitHfResidualScale(config, drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs) -> torch.Tensor:
-        attended, _ = self.attention(self.norm1(hidden_states), num_queries, **kwargs)
-        hidden_states = hidden_states[:, :num_queries] + self.scale1(attended)  # (B, Q, D)
-        return hidden_states + self.scale2(self.mlp(self.norm2(hidden_states)))
+        def attend(tokens: torch.Tensor) -> torch.Tensor:
+            return self.attention(self.norm1(tokens), num_queries, **kwargs)[0]
+
+        whole = bool(kwargs.get("output_attentions"))  # the maps of all samples are wanted
+        attended = self.add(hidden_states, attend, self.scale1, num_queries, whole=whole)  # (B, Q, D)
+        return self.add(attended, lambda tokens: self.mlp(self.norm2(tokens)), self.scale2)
+
+    def add(
+        self,
+        hidden_states: torch.Tensor,
+        branch: Callable[[torch.Tensor], torch.Tensor],
+        scale: VitHfResidualScale,
+        num_queries: int | None = None,
+        whole: bool = False,
+    ) -> torch.Tensor:
+        """Add a branch of (B, N, D), which gives (B, Q, D), to the first `num_queries` tokens (all when None).
+
+        Samples that stochastic depth drops do not compute it where `skips_dropped` says so.
+        """
+        kept, first = scale.draw(hidden_states), hidden_states[:, :num_queries]  # (B,), (B, Q, D)
+        skips = self.skips_dropped and hidden_states.device.type == "cpu" and not torch.compiler.is_compiling()
+        if kept is None or whole or not skips or not kept.any():  # of no sample: zero gradients, which DDP waits for
+            return first + scale(branch(hidden_states), kept)
+        rows = kept.nonzero()[:, 0]  # (K,)
+        added = scale(branch(hidden_states.index_select(0, rows)))  # (K, Q, D)
+        return first.index_add(0, rows, added.to(first.dtype))
 
 
 # ---------------------------------------------------------------------------------------------- pooling

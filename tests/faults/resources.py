@@ -119,18 +119,23 @@ def too_little_memory(folder: Path) -> Tally:
 
 
 def killed_loaders(folder: Path, *, seed: int = 0, kills: int = 3) -> Tally:
-    """A killed loader process is an error that says so, within 10 s, and the run can go on (case 43)."""
+    """A killed loader process is an error that says so, within 10 s, and the run can go on (case 43).
+
+    Batches come from a loader process by value, up to four of them before they are needed. Half of a training's are
+    still to be asked for when a step kills one here, so that it must be missed. One that an evaluation kills may have
+    given all that it had to: such a run may end as if nothing had been, with the very same results.
+    """
     import random
 
     generator, tally = random.Random(seed), Tally()
-    recipe = with_loader_processes(optimization__batch_size=12, optimization__max_steps=8)
+    recipe = with_loader_processes(optimization__batch_size=12, optimization__max_steps=12)
     reference = finish(folder, recipe, name="reference").output
     for number in range(kills):
         here = folder / f"killed-{number}"
         here.mkdir()
         kill = trial.kill_a_loader_process
         fault: Callable[[], None] = (
-            functools.partial(trial.at_step, generator.randrange(2, 8), kill)
+            functools.partial(trial.at_step, generator.randrange(2, 6), kill)
             if number % 3
             else functools.partial(trial.in_an_evaluation, kill)
         )
@@ -144,7 +149,9 @@ def killed_loaders(folder: Path, *, seed: int = 0, kills: int = 3) -> Tally:
         name = f"kill {number}"
         tally.check(seconds < 10, f"{name}: it took {seconds:.1f} s")
         last = session.log.rstrip().rpartition("\n")[2]
-        right = code == 1 and last.startswith("vit-hf train: error: a loader process died (")
+        missed = code == 1 and last.startswith("vit-hf train: error: a loader process died (")
+        right = missed or (code == 0 and number % 3 == 0)
+        tally.counts["not missed"] += not missed
         tally.check(right, f"{name}: exit code {code}: {session.log[-1200:]}")
         check_what_is_left(session, tally, name)
         finish(here, recipe)

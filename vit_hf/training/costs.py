@@ -180,6 +180,8 @@ def _twin(network: Network, recipe: Recipe) -> Network:
         twin = type(network)(config)
     for ours, theirs in zip(twin.parameters(), network.parameters(), strict=True):
         ours.requires_grad_(theirs.requires_grad)
+    for block in twin.vit.layers:
+        block.skips_dropped = False  # how many samples that are is known in a real run only
     if recipe.gradient_checkpointing:
         enable_checkpointing(twin)
     return twin.train()
