@@ -2,9 +2,9 @@
 
 Rectangles are those of torchvision's `RandomErasing` and of the paper: area uniform in 2 to 33% of the picture,
 logarithm of the aspect ratio uniform in 0.3 to 3.3, up to ten tries, and none if none is smaller than the picture.
-The noise of a pixel is a hash of the picture's key and of the pixel's place.
+The noise of a pixel is a hash of the picture's key and of the pixel's place, of which each channel has 16 bits.
 
-Shapes: B pictures, C channels, H x W pixels.
+Shapes: B pictures, C channels (4 at most), H x W pixels.
 """
 
 from functools import lru_cache
@@ -62,8 +62,8 @@ def erase(pixels: torch.Tensor, boxes: NDArray[np.int64], keys: ArrayLike) -> to
     top, left, tall, wide = to_device(boxes[rows].T.reshape(4, -1, 1, 1, 1), device)
     y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
     inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)  # (erased, 1, H, W)
-    counters = torch.arange(channels * height * width, device=device).view(1, channels, height, width)
-    noise = _noise(_mixed(to_device(starts, device)).view(-1, 1, 1, 1), counters)
+    counters = torch.arange(height * width, device=device).view(1, height, width)
+    noise = _noise(_mixed(to_device(starts, device)).view(-1, 1, 1), counters, channels).movedim(0, 1)
     places = to_device(rows, device)
     return pixels.index_copy_(0, places, torch.where(inside, noise, pixels.index_select(0, places)))
 
@@ -81,20 +81,21 @@ def _erase_places(
         place = np.arange(first, min(first + _CHUNK, int(counts.sum())))  # among the pixels of all boxes
         number = np.searchsorted(before, place, side="right") - 1  # of the box that it is in
         y, x = np.divmod(place - before[number], wide[number])
-        counters = np.arange(channels)[:, None] * (height * width) + (y * width + x + corners[number])  # (C, pixels)
-        noise = _noise(torch.from_numpy(hashed[number]), torch.from_numpy(counters))
-        places = counters + (rows * (channels * height * width))[number]
-        flat.index_copy_(0, torch.from_numpy(places.ravel()), noise.view(-1))
+        counters = y * width + x + corners[number]  # (pixels,)
+        noise = _noise(torch.from_numpy(hashed[number]), torch.from_numpy(counters), channels)  # (C, pixels)
+        places = counters + rows[number] * (channels * height * width)
+        planes = np.arange(channels)[:, None] * (height * width)
+        flat.index_copy_(0, torch.from_numpy((places + planes).ravel()), noise.view(-1))
     return pixels
 
 
-def _noise(starts: torch.Tensor, counters: torch.Tensor) -> torch.Tensor:
-    """Return a normal number, float32, for each start and counter: a quantile by 16 bits of SplitMix64.
+def _noise(starts: torch.Tensor, counters: torch.Tensor, channels: int) -> torch.Tensor:
+    """Return a normal number, float32, for each channel, start and counter: a quantile by 16 bits of SplitMix64.
 
     Those are the same on every device, which a logarithm and a cosine (Box and Muller) are not.
     """
     bits = _mixed(starts + (counters + 1) * _GOLDEN)
-    levels = (bits >> 48) & (_LEVELS - 1)
+    levels = torch.stack([(bits >> shift) & (_LEVELS - 1) for shift in range(48, 48 - 16 * channels, -16)])
     return _quantiles(bits.device).index_select(0, levels.view(-1)).view_as(levels)
 
 

@@ -185,7 +185,9 @@ class TrainTransform:
         top, left, height, width = box
         pixels = pixels[:, top : top + height, left : left + width]
         if (height, width) != self.cut_size:
-            pixels = resize(pixels[None], self.cut_size, resample=self.resample)[0]
+            # A picture in the middle of another one is packed and unpacked by the kernel, which takes as long again.
+            dense = pixels[None].contiguous(memory_format=torch.channels_last)  # (1, C, h, w)
+            pixels = resize(dense, self.cut_size, resample=self.resample)[0]
         return pixels[:3].contiguous()
 
     # -------------------------------------------------------------------------------------------- by the batch
