@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from .host import to_bytes
 
+_LARGE = 48 * 48  # pixels of a picture from which on a CPU counts values channel by channel
 GREY = (0.2989, 0.587, 0.114)  # torchvision's; Pillow's are 0.299, 0.587, 0.114
 
 
@@ -64,16 +65,15 @@ def sharpness(pixels: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
     return _clipped(values)
 
 
-def solarize(pixels: torch.Tensor, thresholds: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Invert the pixels from a threshold on (solarise), then keep some of their bits (posterise).
-
-    Args:
-        pixels: (B, C, H, W) uint8.
-        thresholds: (B,) float32 in [0, 255], or 256 to invert none.
-        masks: (B,) uint8, the bits to keep; 255 for all.
-    """
+def solarize(pixels: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+    """Invert the values of (B, C, H, W) uint8 from a threshold on, (B,) uint8."""
     inverts = (pixels >= _per_picture(thresholds)).view(torch.uint8).neg_()  # 255 or 0
-    return inverts.bitwise_xor_(pixels).bitwise_and_(_per_picture(masks))
+    return inverts.bitwise_xor_(pixels)
+
+
+def posterize(pixels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Keep some bits of the values of (B, C, H, W) uint8, those of a mask (B,) uint8."""
+    return pixels.bitwise_and(_per_picture(masks))
 
 
 def autocontrast(pixels: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,10 @@ def equalize(pixels: torch.Tensor) -> torch.Tensor:
     batch, channels, height, width = pixels.shape
     count = height * width
     values = pixels.reshape(batch * channels, count).long()
-    counts = values.new_zeros(batch * channels, 256).scatter_add_(1, values, values.new_ones(()).expand_as(values))
+    if pixels.device.type == "cpu" and count > _LARGE:
+        counts = torch.stack([torch.bincount(channel, minlength=256) for channel in values])  # (B * C, 256)
+    else:
+        counts = values.new_zeros(batch * channels, 256).scatter_add_(1, values, values.new_ones(()).expand_as(values))
     below = counts.cumsum(1)
     last = counts.gather(1, values.amax(1, keepdim=True))
     step = (count - last).div_(255, rounding_mode="floor")  # (B * C, 1)

@@ -71,6 +71,8 @@ def read_for_cut(
 
 
 def _is_upright(image: Image.Image) -> bool:
+    if not {"exif", "xmp"} & image.info.keys():  # of a JPEG, the only places
+        return True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `read_rgb` will warn
         return orientation_of(image) == 1

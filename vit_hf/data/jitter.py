@@ -79,5 +79,4 @@ def three_augment(pixels: torch.Tensor, kinds: NDArray[np.int64], sigmas: NDArra
 
 
 def _solarized(pixels: torch.Tensor) -> torch.Tensor:
-    everything = torch.full((1,), 255, dtype=torch.uint8, device=pixels.device)
-    return colours.solarize(pixels, torch.full((1,), float(THRESHOLD), device=pixels.device), everything)
+    return colours.solarize(pixels, torch.full((1,), THRESHOLD, dtype=torch.uint8, device=pixels.device))

@@ -181,20 +181,26 @@ def _sharpen(
     return colours.sharpness(pixels, to_device(rest.astype(np.float32), pixels.device))
 
 
-def _cut(
+def _solarize(
     pixels: torch.Tensor, *, kinds: NDArray[np.int64], levels: NDArray[np.int64], negative: NDArray[np.bool_]
 ) -> torch.Tensor:
-    solarizes = kinds == OPERATIONS.index("Solarize")
-    thresholds = np.where(solarizes, 255 * _TABLES["Solarize"][levels], 256).astype(np.float32)
-    masks = np.where(solarizes, 255, 256 - 2 ** (8 - _TABLES["Posterize"][levels])).astype(np.uint8)
-    return colours.solarize(pixels, to_device(thresholds, pixels.device), to_device(masks, pixels.device))
+    thresholds = np.ceil((255 * _TABLES["Solarize"][levels]).astype(np.float32)).astype(np.uint8)
+    return colours.solarize(pixels, to_device(thresholds, pixels.device))
+
+
+def _posterize(
+    pixels: torch.Tensor, *, kinds: NDArray[np.int64], levels: NDArray[np.int64], negative: NDArray[np.bool_]
+) -> torch.Tensor:
+    masks = (256 - 2 ** (8 - _TABLES["Posterize"][levels])).astype(np.uint8)
+    return colours.posterize(pixels, to_device(masks, pixels.device))
 
 
 _FAMILIES: tuple[tuple[tuple[str, ...], Callable[..., torch.Tensor]], ...] = (
     (_AFFINE, _move),
     (("Brightness", "Color", "Contrast"), _blend),
     (("Sharpness",), _sharpen),
-    (("Posterize", "Solarize"), _cut),
+    (("Posterize",), _posterize),
+    (("Solarize",), _solarize),
     (("AutoContrast",), lambda pixels, **_: colours.autocontrast(pixels)),
     (("Equalize",), lambda pixels, **_: colours.equalize(pixels)),
 )
