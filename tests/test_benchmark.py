@@ -1,5 +1,6 @@
 """The benchmark: who is compared computes the same, rounds and ratios are what they are called; nothing is timed."""
 
+import itertools
 import json
 import sys
 import time
@@ -228,10 +229,26 @@ def test_preparing_a_batch_counts_as_waiting(monkeypatch, tmp_path, capsys):
     assert all(wait > 0.3 for wait in waits)
 
 
+@pytest.mark.slow
+def test_training_loops_take_turns_step_by_step(monkeypatch):
+    monkeypatch.chdir("/")
+    case = epochs.Case("epoch", "Ti/8", "16 pictures", 16, 1, "fp32", "cpu", 8, steps=2)
+    rows = epochs.measure(case, "digits", rounds=1, threads=1, workers=1)["rows"]
+    assert {name: len(row.get("seconds", ())) for name, row in rows.items()} == {"vit_hf": 2, "timm": 2, "Trainer": 2}
+    runs = [row["runs"][0] for row in rows.values()]
+    steps = [
+        (start, start + length)
+        for run in runs
+        for start, length in zip(run["step_began"], run["step_seconds"], strict=True)
+    ]
+    assert len(steps) == 12
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(sorted(steps)))
+
+
 def test_an_epoch_is_as_many_steps_as_it_has_pictures():
     case = epochs.cases(["Ti/4"], [1000], [1], ["fp32"], ["cpu"], 100, 0)[0]
     run = {"setup_seconds": 1.0, "step_seconds": [9.0, 9.0, 2.0, 4.0], "wait_seconds": [5.0, 5.0, 0.5, 1.0]}
     row = epochs._timed([run, {**run, "setup_seconds": 0.5}], case)
-    assert row["seconds"] == [30.0, 30.0]
+    assert row["seconds"] == [20.0, 40.0, 20.0, 40.0]
     assert row["waits"] == 0.25
     assert row["shown"] == {"epoch (s)": "30.0", "waits for input": "25.0%", "set-up (s)": "1.0, then 0.5"}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from vit_hf import VitHfForImageClassification, get_recipe, variant
-from vit_hf.training.fit import fit_device_batch, pieces_in_cache
+from vit_hf import VitHfForImageClassification, get_recipe
+from vit_hf.training.fit import fit_device_batch
 from vit_hf.training.optim import StepPlan
 from vit_hf.training.tasks import Classification
 
@@ -50,25 +50,3 @@ def test_pairs_that_are_mixed_are_not_torn_apart(tiny, monkeypatch):
         fitted(tiny(), monkeypatch, 5, mixup_alpha=0.8)  # 3 would do, but is odd
     plan, tried, _ = fitted(tiny(), monkeypatch, 6, mixup_alpha=0.8)
     assert (plan.device_batch_size, tried) == (6, [24, 12, 6])
-
-
-# ---------------------------------------------------------------------------------------------- the cache of a CPU
-@pytest.mark.parametrize(
-    ("recipe", "changes", "name", "batch", "pieces"),
-    [
-        ("cifar100_scratch", {}, "Ti/4", 128, 4),  # 65 tokens: 39 fit, 32 divide
-        ("cifar100_scratch", {}, "S/16", 128, 16),  # 197 tokens: 12 fit, 8 divide
-        ("cifar100_scratch", {}, "Ti/4", 64, 2),
-        ("cifar100_scratch", {}, "Ti/4", 38, 1),  # all fit
-        ("cifar100_scratch", {}, "Ti/4", 62, 1),  # mixing takes pairs, and halves of 62 have none left over
-        ("digits", {"augmentation.mixup_alpha": 0.0, "augmentation.cutmix_alpha": 0.0}, "Ti/4", 62, 2),
-        ("digits", {}, "Ti/4", 106, 1),  # nothing between half of what fits and all of it divides
-        ("cifar100_mae", {}, "Ti/4", 512, 4),  # 17 of 65 tokens are seen: 150 fit, 128 divide
-    ],
-)
-def test_a_cpu_takes_equal_pieces_that_fit_into_its_cache(recipe, changes, name, batch, pieces):
-    recipe = get_recipe(recipe).override(changes)
-    config = variant(name, image_size=32 if name.endswith("4") else 224)
-    config.decoder_num_hidden_layers = recipe.model.config.get("decoder_num_hidden_layers", 0)
-    assert pieces_in_cache(recipe, config, batch, torch.device("cpu")) == pieces
-    assert pieces_in_cache(recipe, config, batch, torch.device("cuda")) == 1

@@ -42,9 +42,7 @@ class Limited(nn.Module):
 class Bench:
     """A stepper and what it moves."""
 
-    def __init__(
-        self, tiny, *, limit=10**9, fails=(), accumulation=1, ema=None, accelerator=None, config=(), pieces=1, **fields
-    ):
+    def __init__(self, tiny, *, limit=10**9, fails=(), accumulation=1, ema=None, accelerator=None, config=(), **fields):
         self.recipe = get_recipe("digits").override({**SGD, **{key.replace("__", "."): v for key, v in fields.items()}})
         torch.manual_seed(1)
         network = VitHfForImageClassification(tiny(num_hidden_layers=2, **dict(config))).train()
@@ -69,7 +67,6 @@ class Bench:
             average=self.average,
             prepare=lambda batch, device: moved({name: tensor.clone() for name, tensor in batch.items()}, device),
             say=self.said.append,
-            pieces=pieces,
         )
 
     def batches(self, count: int, parts: int = 1) -> list[dict[str, torch.Tensor]]:
@@ -197,16 +194,6 @@ def test_a_batch_that_does_not_fit_is_cut_and_gives_the_same_step(tiny, fields, 
     assert loss_of_pieces == pytest.approx(loss, rel=1e-5)
     assert cut.model.sizes[-pieces:] == [8 // pieces] * pieces
     assert cut.said[-1].startswith(f"out of memory: {8 // pieces} pictures at once from now on, {pieces} times as many")
-
-
-@pytest.mark.parametrize("fields", [{}, MIXED], ids=["plain", "mixed"])
-def test_pieces_that_a_step_begins_with_give_the_same_step(tiny, fields):
-    whole, cut = Bench(tiny, **fields), Bench(tiny, pieces=2, **fields)
-    expected, loss = after_a_step(whole, whole.batches(8))
-    found, loss_of_pieces = after_a_step(cut, cut.batches(8))
-    assert_close(found, expected)
-    assert loss_of_pieces == pytest.approx(loss, rel=1e-5)
-    assert (cut.model.sizes, cut.said) == ([4, 4], [])
 
 
 @pytest.mark.parametrize("call", [1, 2, 3, 4])

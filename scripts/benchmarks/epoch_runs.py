@@ -3,14 +3,17 @@
     python -m benchmarks.epoch_runs timm '{"model": "Ti/4@32", ...}'        # in the folder scripts
 
 The last line printed is a JSON object: "setup_seconds" from the start of `main`, libraries imported, to the first step;
-"step_seconds" of every step and "wait_seconds", the part of each in which the device has nothing to do because the next
-batch is not on it yet (cutting and augmenting on the CPU counts as waiting; mixing, which ours does with the forward
-pass, does not); "rss", bytes that the process holds after each epoch.
+"step_began" (the monotonic clock) and "step_seconds" of every step, and "wait_seconds", the part of each in which the
+device has nothing to do because the next batch is not on it yet (cutting and augmenting on the CPU counts as waiting;
+mixing, which ours does with the forward pass, does not); "rss", bytes that the process holds after each epoch. With
+"turns" it stops (SIGSTOP) before each step, and after the last one, having printed "turn" and its number, until whoever
+started it lets it go on.
 """
 
 import dataclasses
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +34,7 @@ from .memory import held
 from .peer_inputs import EachPicture, MixingCollate, timm_loader, torchvision_steps
 
 RECIPE = "cifar100_scratch"
+TURN = "turn"
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")  # of the named network
 
 
@@ -48,6 +52,7 @@ class Settings:
     threads: int
     precision: str = "fp32"
     device: str = "cpu"
+    turns: bool = False
 
     def recipe(self) -> Recipe:
         """Return the recipe as it is run: of the named source and network, without validation, so many steps."""
@@ -59,6 +64,7 @@ class Settings:
                 "data.validation_fraction": 0.0,
                 "model.variant": self.model,
                 **{f"model.{name}": value for name, value in variant(self.model).to_dict().items() if name in _SIZES},
+                "model.hidden_act": "gelu",  # as the peers' networks
                 "optimization.optimizer": "adamw",  # as the peers, without averages and clipping
                 "optimization.ema_decay": None,
                 "optimization.clip_norm": None,
@@ -83,19 +89,27 @@ class Clock:
         self.waited = 0.0
         self.synchronize: Callable[[], object] = torch.cuda.synchronize if settings.device == "cuda" else lambda: None
         self.steps_per_epoch = max(settings.images // settings.batch, 1)
-        self.record: dict[str, Any] = {"setup_seconds": None, "step_seconds": [], "wait_seconds": [], "rss": []}
+        self.turns = settings.turns and os.environ.get("RANK", "0") == "0"  # the other processes wait for this one
+        lists: dict[str, Any] = {name: [] for name in ("step_began", "step_seconds", "wait_seconds", "rss")}
+        self.record: dict[str, Any] = {"setup_seconds": None, **lists}
 
     def begin(self) -> None:
         """Say that all is set up and the first batch is asked for."""
         if self.record["setup_seconds"] is None:
-            self.last = time.perf_counter()
-            self.record["setup_seconds"] = self.last - self.started
+            self.record["setup_seconds"] = time.perf_counter() - self.started
+            self._wait_for_the_turn()
+
+    def _wait_for_the_turn(self) -> None:
+        if self.turns:
+            print(f"\n{TURN} {os.getpid()}", flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        self.last = time.perf_counter()
 
     def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Hand batches on, and count the time that each lets wait."""
         source = iter(batches)
+        self.begin()
         while True:
-            self.begin()
             start = time.perf_counter()
             try:
                 batch = next(source)
@@ -121,11 +135,13 @@ class Clock:
         """Say that a step is done."""
         self.synchronize()
         now = time.perf_counter()
+        self.record["step_began"].append(self.last)
         self.record["step_seconds"].append(now - self.last)
         self.record["wait_seconds"].append(self.waited)
-        self.last, self.waited = now, 0.0
+        self.waited = 0.0
         if len(self.record["step_seconds"]) % self.steps_per_epoch == 0:
             self.record["rss"].append(held("VmRSS"))
+        self._wait_for_the_turn()
 
 
 # ---------------------------------------------------------------------------------------------- ours

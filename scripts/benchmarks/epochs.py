@@ -1,8 +1,9 @@
 """Mode `epoch`: a whole training loop on CIFAR-100, ours against a timm-style and a Trainer-style script.
 
-Every run is a process of its own (`epoch_runs`), and the libraries take turns: one run each a round. A run takes some
-steps, the first two not counted, and an epoch is as many of the others as it has pictures: so a large set or network
-needs no whole epoch. Ours decodes the pixels once; the first round begins without them, which its set-up time shows.
+Every run is a process of its own (`epoch_runs`), and the libraries take turns step by step: while one takes a step, the
+others and their loader processes are stopped. A run takes some steps, the first two not counted, and an epoch is as
+many of the others as it has pictures: so a large set or network needs no whole epoch. Ours decodes the pixels once; the
+first round begins without them, which its set-up time shows.
 """
 
 import json
@@ -13,12 +14,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+
+from .epoch_runs import TURN
 
 LIBRARIES = ("vit_hf", "timm", "Trainer")
 SKIPPED = 2  # steps at the beginning that are not counted
@@ -87,8 +92,8 @@ def missing(case: Case) -> str | None:
 def measure(case: Case, source: str, *, rounds: int, threads: int, workers: int) -> dict[str, Any]:
     """Run all libraries in turns and return the record, as `models.measure`.
 
-    A row's "seconds" are those of an epoch, one a round; "runs" holds all that the clock said; "shown" what goes into
-    the table beside it.
+    A row's "seconds" are those of an epoch, by each step that counts; "runs" holds all that the clock said; "shown"
+    what goes into the table beside it.
     """
     settings = {
         "model": case.model,
@@ -100,43 +105,90 @@ def measure(case: Case, source: str, *, rounds: int, threads: int, workers: int)
         "threads": max(threads // case.processes, 1),
         "precision": case.precision,
         "device": case.device,
+        "turns": not case.epochs,
     }
     rows: dict[str, dict[str, Any]] = {library: {"runs": []} for library in LIBRARIES}
     with tempfile.TemporaryDirectory() as cache:
-        for number in range(1 if case.epochs else rounds):
-            for library in LIBRARIES if number % 2 == 0 else reversed(LIBRARIES):
-                if "failure" not in rows[library]:
-                    rows[library] |= _with_run(rows[library]["runs"], library, settings, case.processes, cache)
+        for _ in range(1 if case.epochs else rounds):
+            runs = {
+                name: _Run(name, settings, case.processes, cache) for name in LIBRARIES if "failure" not in rows[name]
+            }
+            for number in range(case.steps + SKIPPED if settings["turns"] else 0):
+                for name in list(runs) if number % 2 == 0 else reversed(runs):
+                    runs[name].take_a_turn()
+            for name, run in runs.items():
+                rows[name] |= run.finish(rows[name]["runs"])
     for row in rows.values():
         if row["runs"] and "failure" not in row:
             row |= _watched(row["runs"][0]) if case.epochs else _timed(row["runs"], case)
     return {"case": asdict(case), "pictures": case.images, "rows": rows, "agrees": True}
 
 
-def _with_run(
-    runs: list[dict[str, Any]], library: str, settings: Mapping[str, Any], processes: int, cache: str
-) -> dict[str, Any]:
-    """Add a run to those of a library; return its failure, if it is one."""
-    folder = Path(__file__).resolve().parents[1]
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": path, "VIT_HF_CACHE": cache, "TOKENIZERS_PARALLELISM": "false"}
-    environment["OMP_NUM_THREADS"] = str(settings["threads"])
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        if settings["device"] == "cpu":
-            environment["ACCELERATE_USE_CPU"] = "true"
-        launch = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
-        launch += ["--dynamo_backend", "no", "--main_process_port", str(_free_port()), "--module"]
-        command += ["accelerate.commands.launch", *launch]
-    command += ["benchmarks.epoch_runs", library, json.dumps(dict(settings))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    found = [line for line in done.stdout.splitlines() if line.startswith('{"setup_seconds"')]
-    if done.returncode or not found:
-        said = [line for line in done.stderr.splitlines() if re.match(r"(\[rank\d\]: )?\w*(Error|Exception)\b", line)]
-        last = (said or done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        return {"failure": f"exit status {done.returncode}: {last}"[:300]}
-    runs.append(json.loads(found[-1]))
-    return {}
+class _Run:
+    """A run of a library; one that takes turns stands still, with all its processes, until it is asked for one."""
+
+    def __init__(self, library: str, settings: Mapping[str, Any], processes: int, cache: str):
+        folder = Path(__file__).resolve().parents[1]
+        path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+        environment = {**os.environ, "PYTHONPATH": path, "VIT_HF_CACHE": cache, "TOKENIZERS_PARALLELISM": "false"}
+        environment["OMP_NUM_THREADS"] = str(settings["threads"])
+        command = [sys.executable, "-m"]
+        if processes > 1:
+            if settings["device"] == "cpu":
+                environment["ACCELERATE_USE_CPU"] = "true"
+            launch = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
+            launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+            command += ["accelerate.commands.launch", *launch, "--main_process_port", str(_free_port()), "--module"]
+        command += ["benchmarks.epoch_runs", library, json.dumps(dict(settings))]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": self._errors}
+        self._process = subprocess.Popen(command, env=environment, text=True, **pipes)
+        self._lines: list[str] = []
+        if settings["turns"]:
+            self._go_on()
+
+    def take_a_turn(self) -> None:
+        """Let it take a step, unless it has ended."""
+        for process in self._family():
+            process.resume()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Follow it to its next stop, or to its end."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.append(line)
+            if line.startswith(f"{TURN} "):
+                main = psutil.Process(int(line.split()[1]))
+                while main.is_running() and main.status() != psutil.STATUS_STOPPED:
+                    time.sleep(1e-3)
+                for process in self._family():
+                    process.suspend()
+                return
+
+    def _family(self) -> list[psutil.Process]:
+        """Return its processes, those that it started first."""
+        if self._process.poll() is not None:
+            return []
+        first = psutil.Process(self._process.pid)
+        return [*reversed(first.children(recursive=True)), first]
+
+    def finish(self, runs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Wait for its end and add what it found to `runs`; return its failure, if it is one."""
+        for process in self._family():
+            process.resume()
+        with self._process as process, self._errors as errors:
+            assert process.stdout is not None
+            self._lines += process.stdout
+            status = process.wait()
+            errors.seek(0)
+            lines = errors.read().splitlines()
+        found = [line for line in self._lines if line.startswith('{"setup_seconds"')]
+        if status or not found:
+            said = [line for line in lines if re.match(r"(\[rank\d\]: )?\w*(Error|Exception)\b", line)]
+            return {"failure": f"exit status {status}: {(said or lines or ['it printed nothing'])[-1]}"[:300]}
+        runs.append(json.loads(found[-1]))
+        return {}
 
 
 def _free_port() -> int:
@@ -148,7 +200,7 @@ def _free_port() -> int:
 def _timed(runs: list[dict[str, Any]], case: Case) -> dict[str, Any]:
     steps = [run["step_seconds"][SKIPPED:] for run in runs]
     waits = [run["wait_seconds"][SKIPPED:] for run in runs]
-    seconds = [case.images / case.batch * statistics.fmean(each) for each in steps]
+    seconds = [case.images / case.batch * step for each in steps for step in each]
     setups = [run["setup_seconds"] for run in runs]
     share = sum(map(sum, waits)) / sum(map(sum, steps))
     setup = f"{setups[0]:.1f}" + (f", then {statistics.median(setups[1:]):.1f}" if setups[1:] else "")

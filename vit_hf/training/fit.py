@@ -1,39 +1,17 @@
-"""How many pictures a device takes at once.
+"""How many pictures a device takes at once, tried before several processes begin to wait for each other.
 
-A CUDA device takes what its memory holds. One process that runs out of it simply takes smaller pieces
-(`vit_hf.training.step`). Of several, one cannot do so alone in the middle of a step, because the others exchange
-gradients with it: they try before they begin. A CPU takes what its cache holds.
+One process that runs out of memory simply takes smaller pieces (`vit_hf.training.step`). Of several, one cannot do so
+alone in the middle of a step, because the others exchange gradients with it.
 """
 
 import dataclasses
-import math
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..configuration_vit_hf import VitHfConfig
 from .optim import StepPlan
-from .recipe import Recipe
 from .tasks import Batch, Task
-
-_CACHED_TOKENS = 2560
-"""Tokens that a CPU takes at once. Measured on two cores of an AMD EPYC (1 MiB of cache each, 32 MiB shared), forward
-and backward: Ti/4 at 32 px takes 0.92 of the time and S/4 0.96 in pieces of 32 instead of 128 and 64 pictures, S/16 at
-224 px 0.98 in pieces of 8 instead of 32; half as many tokens are no faster."""
-
-
-def pieces_in_cache(recipe: Recipe, config: VitHfConfig, device_batch_size: int, device: torch.device) -> int:
-    """Return into how many equal pieces a CPU cuts a device batch to get along with its cache; 1 on other devices."""
-    tokens = math.prod(config.grid_hw) + config.num_prefix_tokens
-    if config.decoder_num_hidden_layers:  # the encoder sees no others
-        tokens = math.ceil(tokens * (1 - recipe.augmentation.mask_ratio))
-    even = 2 if recipe.augmentation.mixup_alpha or recipe.augmentation.cutmix_alpha else 1
-    most = max(_CACHED_TOKENS // tokens, even)
-    if device.type != "cpu" or device_batch_size <= most:
-        return 1
-    sizes = (size for size in range(most, most // 2, -1) if device_batch_size % size == 0 and size % even == 0)
-    return device_batch_size // next(sizes, device_batch_size)
 
 
 def fit_device_batch(

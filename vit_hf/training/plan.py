@@ -26,7 +26,6 @@ from ..data.preparation import moved
 from ..data.transforms import TrainTransform
 from ..image_processing_vit_hf import VitHfImageProcessor
 from .costs import PEAK_ERROR, Network, count_activations, count_flops, count_peak, random_batch
-from .fit import pieces_in_cache
 from .optim import StepPlan, build_average, build_optimizer, build_schedule, count_state
 from .recipe import Recipe
 from .setup import build_model, check_choice, check_launch, device_name, enable_checkpointing, plan_for
@@ -249,7 +248,6 @@ def _time(
             average=average,
             prepare=prepare,
             say=lambda text: None,
-            pieces=pieces_in_cache(recipe, network.config, steps.device_batch_size, accelerator.device),
         )
         loading = 0.0
 

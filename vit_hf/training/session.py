@@ -40,7 +40,7 @@ from .checkpoint import (
     write_training_state,
 )
 from .energy import EnergyMeter
-from .fit import fit_device_batch, pieces_in_cache
+from .fit import fit_device_batch
 from .interruption import HangWatch, StopRequest
 from .optim import build_average, build_optimizer, build_schedule
 from .passed_over import PassedOver
@@ -188,7 +188,6 @@ class Session:
             average=self.average,
             prepare=prepare,
             say=self.display.print,
-            pieces=pieces_in_cache(recipe, self.config, plan.device_batch_size, accelerator.device),
         )
         if checkpoint is not None and state is not None:
             self._restore(checkpoint, state)

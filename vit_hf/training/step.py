@@ -59,12 +59,11 @@ class Stepper:
         average: AveragedModel | None,
         prepare: Callable[[Batch, torch.device], Batch],
         say: Callable[[str], None],
-        pieces: int = 1,
     ):
         self.recipe, self.plan, self.task, self.accelerator = recipe, plan, task, accelerator
         self.model, self.optimizer, self.schedule, self.average = model, optimizer, schedule, average
         self.prepare, self.say = prepare, say
-        self.pieces = pieces  # into which a device batch is cut, to fit into the cache, or since it did not into memory
+        self.pieces = 1  # into which a device batch is cut since it did not fit into memory
         self.input_seconds = 0.0
         """Time that the steps spent on their input: waiting for the loader, moving and augmenting (of what a GPU does
         in the meantime only the launch)."""
