@@ -110,18 +110,27 @@ def measure(case: Case, source: str, *, rounds: int, threads: int, workers: int)
     rows: dict[str, dict[str, Any]] = {library: {"runs": []} for library in LIBRARIES}
     with tempfile.TemporaryDirectory() as cache:
         for _ in range(1 if case.epochs else rounds):
-            runs = {
-                name: _Run(name, settings, case.processes, cache) for name in LIBRARIES if "failure" not in rows[name]
-            }
-            for number in range(case.steps + SKIPPED if settings["turns"] else 0):
-                for name in list(runs) if number % 2 == 0 else reversed(runs):
-                    runs[name].take_a_turn()
-            for name, run in runs.items():
-                rows[name] |= run.finish(rows[name]["runs"])
+            left = [name for name in LIBRARIES if "failure" not in rows[name]]
+            for names in [[name] for name in left] if case.epochs else [left]:
+                found = _take_turns({name: _Run(name, settings, case.processes, cache) for name in names}, case)
+                for name, record in found.items():
+                    rows[name] |= {"runs": [*rows[name]["runs"], record]} if "failure" not in record else record
     for row in rows.values():
         if row["runs"] and "failure" not in row:
             row |= _watched(row["runs"][0]) if case.epochs else _timed(row["runs"], case)
     return {"case": asdict(case), "pictures": case.images, "rows": rows, "agrees": True}
+
+
+def _take_turns(runs: dict[str, "_Run"], case: Case) -> dict[str, dict[str, Any]]:
+    """Let runs take their steps and return what each found."""
+    try:
+        for number in range(0 if case.epochs else case.steps + SKIPPED):
+            for name in list(runs) if number % 2 == 0 else reversed(runs):
+                runs[name].take_a_turn()
+        return {name: run.finish() for name, run in runs.items()}
+    finally:
+        for run in runs.values():
+            run.kill()
 
 
 class _Run:
@@ -173,8 +182,13 @@ class _Run:
         first = psutil.Process(self._process.pid)
         return [*reversed(first.children(recursive=True)), first]
 
-    def finish(self, runs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Wait for its end and add what it found to `runs`; return its failure, if it is one."""
+    def kill(self) -> None:
+        """End what is left of it, stopped or not."""
+        for process in self._family():
+            process.kill()
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for its end and return what it found, or its "failure"."""
         for process in self._family():
             process.resume()
         with self._process as process, self._errors as errors:
@@ -187,8 +201,7 @@ class _Run:
         if status or not found:
             said = [line for line in lines if re.match(r"(\[rank\d\]: )?\w*(Error|Exception)\b", line)]
             return {"failure": f"exit status {status}: {(said or lines or ['it printed nothing'])[-1]}"[:300]}
-        runs.append(json.loads(found[-1]))
-        return {}
+        return json.loads(found[-1])
 
 
 def _free_port() -> int:
