@@ -21,6 +21,7 @@ listed as such.
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -172,4 +173,5 @@ def _write(folder: Path, whole: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has started ends, too
     sys.exit(main(sys.argv[1:]))
