@@ -245,6 +245,27 @@ def test_training_loops_take_turns_step_by_step(monkeypatch):
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(sorted(steps)))
 
 
+DIES_IN_ITS_TURN = f"""#!{sys.executable}
+import os, signal, subprocess
+subprocess.Popen(["sleep", "600"])  # a loader process, which holds the pipe
+for last in (signal.SIGSTOP, signal.SIGKILL):
+    print({epochs.TURN!r}, os.getpid(), flush=True)
+    os.kill(os.getpid(), last)
+"""
+
+
+def test_a_loop_that_dies_in_its_turn_is_said_to(monkeypatch, tmp_path):
+    script = tmp_path / "dies"
+    script.write_text(DIES_IN_ITS_TURN)
+    script.chmod(0o755)
+    monkeypatch.setattr(epochs.sys, "executable", str(script))
+    run = epochs._Run("timm", {"threads": 1, "device": "cpu", "turns": True}, 1, str(tmp_path))
+    _, loader = sorted(run._family(), key=lambda process: process.create_time())
+    run.take_a_turn()
+    assert run.finish() == {"failure": "exit status -9: it printed nothing"}
+    loader.wait(timeout=10)
+
+
 def test_an_epoch_is_as_many_steps_as_it_has_pictures():
     case = epochs.cases(["Ti/4"], [1000], [1], ["fp32"], ["cpu"], 100, 0)[0]
     run = {"setup_seconds": 1.0, "step_seconds": [9.0, 9.0, 2.0, 4.0], "wait_seconds": [5.0, 5.0, 0.5, 1.0]}

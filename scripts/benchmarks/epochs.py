@@ -153,6 +153,7 @@ class _Run:
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": self._errors}
         self._process = subprocess.Popen(command, env=environment, text=True, **pipes)
         self._lines: list[str] = []
+        self._seen: set[psutil.Process] = set()
         if settings["turns"]:
             self._go_on()
 
@@ -168,19 +169,20 @@ class _Run:
         for line in self._process.stdout:
             self._lines.append(line)
             if line.startswith(f"{TURN} "):
-                main = psutil.Process(int(line.split()[1]))
-                while main.is_running() and main.status() != psutil.STATUS_STOPPED:
-                    time.sleep(1e-3)
-                for process in self._family():
-                    process.suspend()
+                if _stops(int(line.split()[1])):
+                    for process in self._family():
+                        process.suspend()
+                else:
+                    self.kill()  # all of it: what is left would keep its pipe open
                 return
 
     def _family(self) -> list[psutil.Process]:
-        """Return its processes, those that it started first."""
-        if self._process.poll() is not None:
-            return []
-        first = psutil.Process(self._process.pid)
-        return [*reversed(first.children(recursive=True)), first]
+        """Return its processes that still run, the newest first, those whose parent has died too."""
+        if self._process.poll() is None:
+            first = psutil.Process(self._process.pid)
+            self._seen |= {first, *first.children(recursive=True)}
+        alive = [process for process in self._seen if process.is_running()]
+        return sorted(alive, key=psutil.Process.create_time, reverse=True)
 
     def kill(self) -> None:
         """End what is left of it, stopped or not."""
@@ -202,6 +204,17 @@ class _Run:
             said = [line for line in lines if re.match(r"(\[rank\d\]: )?\w*(Error|Exception)\b", line)]
             return {"failure": f"exit status {status}: {(said or lines or ['it printed nothing'])[-1]}"[:300]}
         return json.loads(found[-1])
+
+
+def _stops(pid: int) -> bool:
+    """Wait until a process has stopped itself, and return whether it did; not when it dies instead."""
+    try:
+        process = psutil.Process(pid)
+        while (status := process.status()) not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            time.sleep(1e-3)
+    except psutil.NoSuchProcess:
+        return False
+    return status == psutil.STATUS_STOPPED
 
 
 def _free_port() -> int:
