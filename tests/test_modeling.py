@@ -868,6 +868,25 @@ def test_a_training_step_compiles_as_one_graph(tiny, randomise):
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiled_steps_in_bfloat16_take_the_gradients_written_out_too(dynamic, tiny, randomise):
+    model = with_backend(randomise(VitHfForImageClassification(tiny(num_hidden_layers=2))), "sdpa")
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for batch in (3, 5):
+        found = []
+        for network in (model, compiled):
+            with torch.autograd.profiler.profile() as profile:
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = network(images(batch, 16, 24), labels=torch.arange(batch) % 5).loss
+                found.append(gradients(model, loss))
+            kernels = [event.name for event in profile.function_events if "flash_attention_for_cpu" in event.name]
+            assert kernels
+            assert not any("backward" in name for name in kernels)
+        for name, expected in found[0].items():
+            close(found[1][name] / expected.abs().max(), expected / expected.abs().max(), 0.03)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
 def test_masked_modelling_and_another_size_compile_as_one_graph(tiny, randomise):
     model = randomise(VitHfForMaskedImageModeling(tiny(num_hidden_layers=2)))
     picture, mask = images(3, 32, 16), torch.rand(3, 16) < 0.5

@@ -446,8 +446,10 @@ class _WrittenOutBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value = ctx.saved_tensors  # once: checkpointing computes them anew
-        weights = math.prod(query.shape[1:3]) * key.shape[2]  # of a picture
-        size = max(_WrittenOutBackward.NUMBERS * torch.get_num_threads() // weights, 1)  # pictures
+        size = query.shape[0]  # pictures
+        if not torch.compiler.is_compiling():  # which fuses what it can, and cannot ask for the threads
+            weights = math.prod(query.shape[1:3]) * key.shape[2]  # of a picture
+            size = max(_WrittenOutBackward.NUMBERS * torch.get_num_threads() // weights, 1)
         pieces = zip(*(part.split(size) for part in (query, key, value, gradient)), strict=True)
         with torch.autocast(query.device.type, enabled=False):
             gradients = [_attention_gradients(*piece, scaling=ctx.scaling) for piece in pieces]
@@ -549,7 +551,7 @@ class VitHfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if not kwargs.pop("output_attentions", None):  # no other backend forms the weights
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-            fused = self.config._attn_implementation == "sdpa" and not dropout and not torch.compiler.is_compiling()
+            fused = self.config._attn_implementation == "sdpa" and not dropout
             narrow = query.dtype == torch.bfloat16 and query.device.type == "cpu"
             if self.writes_out_backward and fused and narrow and query.requires_grad:
                 return _WrittenOutBackward.apply(query, key, value, self.scaling).transpose(1, 2), None

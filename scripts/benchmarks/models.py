@@ -183,6 +183,7 @@ def measure(case: Case, *, rounds: int, min_seconds: float, memory: bool) -> dic
     tasks: dict[str, Callable[[], object]] = {}
     outputs: dict[str, torch.Tensor] = {}
     gradients: dict[str, dict[str, torch.Tensor]] = {}
+    torch.compiler.reset()  # what other cases compiled counts towards torch's limit, past which it compiles no more
     for library, network in build(config, case.libraries).items():
         try:
             place(network, case, device)
