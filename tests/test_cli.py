@@ -196,7 +196,8 @@ def test_an_empty_class_folder_tree_is_one_error(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unreadable_picture_is_named_with_its_row_and_nothing_half_trained_is_saved(tmp_path, capsys):
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_an_unreadable_picture_is_named_with_its_row_and_nothing_half_trained_is_saved(workers, tmp_path, capsys):
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             (tmp_path / "pictures" / split / name).mkdir(parents=True)
@@ -213,9 +214,9 @@ def test_an_unreadable_picture_is_named_with_its_row_and_nothing_half_trained_is
         "--trackers",
         "none",
     ]
-    arguments += ["--optimization.batch_size", "8", "--data.validation_fraction", "0"]
+    arguments += ["--optimization.batch_size", "8", "--data.validation_fraction", "0", "--workers", workers]
     line = fails(capsys, "train", "digits", *arguments)
-    assert "of the training split" in line
+    assert re.match(r"vit-hf train: error: row \d+ of the training split", line), line
     assert "5.png" in line
     assert not (tmp_path / "run" / "model.safetensors").exists()
 

@@ -9,6 +9,7 @@ import io
 import itertools
 import os
 import resource
+import traceback
 from collections import Counter
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -273,8 +274,9 @@ def test_preparing_a_batch_changes_neither_it_nor_the_cache(split, transform):
 def test_a_broken_training_picture_is_named_by_row(transform):
     split = pictures(6, row_4=png(4)[:60])
     for workers in (0, 2):
-        with pytest.raises(BadImageError, match="row 4 of the training split"):
+        with pytest.raises(BadImageError, match="row 4 of the training split") as caught:
             batches_of(split, transform, steps=1, batch_size=6, workers=workers)
+        traceback.clear_frames(caught.tb)  # they hold the loader, whose queues torch 2.11 lets go in any order
 
 
 @pytest.mark.parametrize("threads", [1, 2])

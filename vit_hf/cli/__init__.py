@@ -1,6 +1,7 @@
 """The command `vit-hf`: parse, call the package, print. Each module of this room holds a few commands."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,9 @@ from . import (
 )
 
 DESCRIPTION = "Train, evaluate, convert, share and look at Vision Transformers in the Hugging Face ecosystem."
+_IN_A_LOADER = re.compile(
+    r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback .*^[\w.]*\1: ", re.DOTALL | re.MULTILINE
+)
 ROOMS = (
     training,
     evaluation,
@@ -93,7 +97,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
 
 
 def _clean(error: Exception) -> str:
-    """The message without the wrapping of validators."""
+    """The message without the wrapping of validators, or the traceback that torch adds to it in a loader process."""
     cause = error.__cause__
     text = str(cause) if type(error).__name__.startswith("StrictDataclass") and cause is not None else str(error)
-    return text or type(error).__name__
+    return _IN_A_LOADER.sub("", text) or type(error).__name__
