@@ -867,6 +867,7 @@ def test_a_training_step_compiles_as_one_graph(tiny, randomise):
     assert torch.compile(model, fullgraph=True, backend="eager")(images(), labels=labels).loss.isfinite()
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.11's own compiler
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_compiled_steps_in_bfloat16_take_the_gradients_written_out_too(dynamic, tiny, randomise):
