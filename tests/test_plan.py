@@ -344,23 +344,40 @@ def test_timing_takes_real_steps_and_leaves_nothing_behind(tmp_path, monkeypatch
     assert torch.get_num_threads() == threads
 
 
-def test_the_time_is_the_median_without_the_warm_up(monkeypatch):
+@pytest.fixture
+def steps_of(monkeypatch):
+    """A function that makes the steps of the loop take the given seconds."""
+
+    def set_lengths(*seconds: float) -> None:
+        clock, lengths, take = [0.0], iter(seconds), module.Stepper.take
+
+        def pass_time(*args):
+            clock[0] += next(lengths)
+            return take(*args)
+
+        monkeypatch.setattr(module, "count_flops", lambda *args: (1, 1))
+        monkeypatch.setattr(module, "count_activations", lambda *args: 1)
+        monkeypatch.setattr(module, "count_peak", lambda *args: 1)
+        monkeypatch.setattr(module.Stepper, "take", pass_time)
+        monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+
+    return set_lengths
+
+
+def test_the_time_is_the_median_without_the_warm_up(steps_of, monkeypatch):
     monkeypatch.setattr(module, "ROUNDS", 3)
-    clock, lengths = [0.0], iter([90.0, 90.0, 1.0, 7.0, 2.0])
-
-    def pass_time(*args):
-        clock[0] += next(lengths)
-        return take(*args)
-
-    take = module.Stepper.take
-    monkeypatch.setattr(module, "count_flops", lambda *args: (1, 1))
-    monkeypatch.setattr(module, "count_activations", lambda *args: 1)
-    monkeypatch.setattr(module, "count_peak", lambda *args: 1)
-    monkeypatch.setattr(module.Stepper, "take", pass_time)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    steps_of(90.0, 90.0, 1.0, 7.0, 2.0)
     timing = plan_run(recipe(), images=900, classes=10).timing
     assert timing is not None
     assert (timing.timed_steps, timing.seconds_per_step) == (3, 2.0)
+
+
+@pytest.mark.parametrize(("seconds", "timed"), [(70.0, 1), (25.0, 2 + 2), (7.0, 8 + 8)])
+def test_long_steps_are_timed_for_a_minute_whatever_the_number_of_workers(seconds, timed, steps_of):
+    steps_of(*[seconds] * 20)
+    timing = plan_run(recipe(data__max_train_images=100, workers=8)).timing
+    assert timing is not None
+    assert (timing.timed_steps, timing.seconds_per_step) == (timed, seconds)
 
 
 def test_without_the_data_steps_are_timed_on_random_pictures():

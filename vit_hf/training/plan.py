@@ -37,7 +37,8 @@ WARMUP_STEPS = 2
 ROUNDS = 5
 """Least rounds of steps that are timed, each long enough that every worker gives a batch; the median counts."""
 LEAST_SECONDS, MOST_SECONDS = 3.0, 60.0
-"""For how long further rounds are begun: at least, whatever their number, and at most."""
+"""For how long further rounds are begun: at least, whatever their number, and at most. A round of more than the most
+has fewer steps."""
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,8 @@ def _time(
 
         round_steps = math.ceil(max(recipe.workers if pictures is not None else 1, 1) / steps.accumulation)
         for _ in range(WARMUP_STEPS):
-            step()
+            warm, _ = step()
+        round_steps = max(min(round_steps, int(MOST_SECONDS / warm)), 1)
         rounds: list[list[float]] = []
         begun = time.perf_counter()
         while not rounds or time.perf_counter() - begun < (LEAST_SECONDS if len(rounds) >= ROUNDS else MOST_SECONDS):
