@@ -82,6 +82,7 @@ NUMBERS: dict[str, dict[str, object]] = {
         "augmentation.crop_area": [0.8, 1.0],
         "optimization.epochs": 400.0,
         "optimization.optimizer": "muon",
+        "optimization.learning_rate": 4e-3,
         "optimization.batch_size": 512,
         "optimization.warmup_learning_rate": 1e-6,
         "optimization.min_learning_rate": 1e-5,
@@ -380,7 +381,7 @@ def test_a_recipe_is_the_same_after_yaml_and_after_a_second_call(name, tmp_path)
 # Pictures to train on; steps; learning rates at step 0, after the warm-up, half way down, at the end.
 CURVES = {
     "digits": (1293, 1212, [0.0, 3e-3, 1.5e-3, 0.0]),
-    "cifar100_scratch": (49_000, 38_281, [1e-6, 1e-3, 5.05e-4, 1e-5]),
+    "cifar100_scratch": (49_000, 38_281, [1e-6, 4e-3, 2.005e-3, 1e-5]),
     "cifar100_mae": (49_000, 38_281, [0.0, 6e-4, 3e-4, 0.0]),
     "cifar100_finetune": (49_000, 14_355, [0.0, 2e-3, 1.0005e-3, 1e-6]),
     "deit": (1_281_167, 375_342, [1e-6, 1e-3, 5.05e-4, 1e-5]),
