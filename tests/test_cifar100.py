@@ -14,7 +14,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from safetensors.torch import load_file
 
-from vit_hf import VitHfForImageClassification, get_recipe, train
+from vit_hf import Recipe, VitHfForImageClassification, get_recipe, train
 from vit_hf.data.sources import load_source
 from vit_hf.evaluation.superclasses import CIFAR100
 from vit_hf.sharing.reproduce import reproduce
@@ -186,7 +186,7 @@ def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(done, data, 
     output = tmp_path / "runs"
     shutil.copytree(done / "scratch-0", output / "scratch-0")
     recipe = output / "scratch-0" / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
+    recipe.write_text(Recipe.from_yaml(recipe).override({"optimization.learning_rate": 0.123}).to_yaml())
     assert cifar100.main(words(data, output, "--stages", "scratch")) == 1
     assert "scratch-0 is a finished run of another recipe; choose another --output" in capsys.readouterr().err
 

@@ -53,8 +53,8 @@ def cifar100_scratch() -> Recipe:
     AdamW for ViTs with such augmentation (arXiv 2605.24770) and in our trial. Its learning rate is from our trials too:
     of held-out pictures a smaller net named 37.5% after 10 epochs at 1e-3, 45.2% at 4e-3 and 40.1% at 8e-3. Muon's
     usual 0.02, in the measure of its author, moves a square matrix of width 256 as far as 6.25e-3 does here. Clipping
-    as in "Better plain ViT"; weights are averaged over 6.5% of the run, the share of DeiT's 0.99996. Network and
-    epochs: see this module. Interpolation drawn at random, the data's own mean and standard deviation and 10 more
+    as in "Better plain ViT"; weights are averaged over 6.5% of the run, the share of DeiT's 0.99996. For network
+    and epochs see this module. Interpolation drawn at random, the data's own mean and standard deviation and 10 more
     epochs at the lowest learning rate have no equal here; attention dropout is left out for speed.
     Command: vit-hf train cifar100_scratch --compile true (one H100-class card: 27 minutes if it gives 12% of its peak)
     Expected: nothing is published for this net; plain ViTs 69.75% (ViT-Lite-7/4, 200 epochs) and 73.81% (9 blocks of
