@@ -506,9 +506,12 @@ class VitHfAttention(nn.Module):
         return self.output(mixed.flatten(2)), weights  # (B, Q, D), (B, A, Q, N)
 
     def heads(self, projected: torch.Tensor, num_queries: int | None) -> list[torch.Tensor]:
-        """Cut (B, N, 3*D) into queries (B, A, Q, K), keys and values (B, A, N, K)."""
+        """Cut (B, N, 3*D) into queries (B, A, Q, K), keys and values (B, A, N, K); QK-norm is applied."""
         query, key, value = projected.unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)  # each (B, N, A, K)
-        return [part.transpose(1, 2) for part in (query[:, :num_queries], key, value)]
+        query, key, value = (part.transpose(1, 2) for part in (query[:, :num_queries], key, value))
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        return [query, key, value]
 
     @property
     def can_absorb(self) -> bool:
@@ -545,8 +548,6 @@ class VitHfAttention(nn.Module):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Mix values (B, A, N, K) by the backend of the config; returns (B, Q, A, K) and the weights or None."""
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
         attend: Callable = eager_attention_forward
         dropout = self.dropout if self.training else 0.0
         if not kwargs.pop("output_attentions", None):  # no other backend forms the weights
