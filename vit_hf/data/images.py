@@ -34,7 +34,7 @@ SUFFIXES = frozenset(
 )
 
 _EXPECTED = "expected a complete JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file"
-_REMEDY = "replace the file or remove this row from the data"
+_REMEDY = "replace it or leave it out"
 
 
 class BadImageError(ValueError):
@@ -121,7 +121,7 @@ def read_file(path: str, *, where: str) -> bytes:
         if found.st_size > MAX_FILE_BYTES:
             raise BadImageError(
                 f"{where}: refused before reading, {found.st_size:,} bytes; expected at most {MAX_FILE_BYTES:,}; "
-                "shrink the image or remove this row from the data"
+                "shrink it or leave it out"
             )
         with open(path, "rb") as file:
             return file.read()
@@ -192,7 +192,7 @@ def _check_cover(image: Image.Image) -> None:
 
 
 def _refused(where: str, why: str) -> str:
-    return f"{where}: refused before decoding, {why}; shrink the image or remove this row from the data"
+    return f"{where}: refused before decoding, {why}; shrink it or leave it out"
 
 
 @contextmanager
