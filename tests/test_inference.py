@@ -8,7 +8,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-import torch.nn.functional as F
 
 from vit_hf import (
     VitHfConfig,
@@ -17,8 +16,6 @@ from vit_hf import (
     VitHfImageProcessor,
     VitHfModel,
 )
-from vit_hf.inference_vit_hf import _attend_by_products
-from vit_hf.modeling_vit_hf import eager_attention_forward
 
 SMALL = {
     "image_size": [16, 24],
@@ -103,37 +100,6 @@ def test_bfloat16_rounds_no_worse_than_the_plain_model(fields):
         exact, plain = model(x).logits, copy.deepcopy(model).bfloat16()(x).logits.float()
     found = copy.deepcopy(model).bfloat16().prepare_for_inference()(x).logits.float()
     assert (found - exact).abs().mean() < 1.5 * (plain - exact).abs().mean()
-
-
-@pytest.mark.parametrize("queries", [1, 7, 50])
-@pytest.mark.parametrize("spread", [1.0, 4.0])  # scores of up to 5 and 80
-def test_attention_by_products_rounds_no_worse_than_eager(queries, spread, monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    whole = torch.randn(4, 50, 3, 6, 16, generator=generator) * spread
-    query, key, value = (part.transpose(1, 2) for part in whole.bfloat16().unbind(2))  # as `heads` cuts them
-    query = query[:, :, :queries]
-    exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double()).transpose(1, 2)
-    eager, _ = eager_attention_forward(torch.nn.Identity(), query, key, value)
-    found = _attend_by_products(query, key, value, 16**-0.5)
-    assert found.shape == exact.shape == (4, queries, 6, 16)
-    assert (found - exact).norm() < 1.2 * (eager - exact).norm()
-    monkeypatch.setattr("vit_hf.inference_vit_hf.SCORES", 5 * queries * 50)  # heads of a picture fall in two pieces
-    assert torch.equal(_attend_by_products(query, key, value, 16**-0.5), found)
-
-
-@pytest.mark.parametrize(("backend", "expected"), [("sdpa", 2), ("eager", 0)])
-def test_the_backend_of_the_config_is_kept_but_for_sdpa(backend, expected, monkeypatch):
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported() or torch.cpu.get_capabilities().get("amx_tile"):
-        pytest.skip("for CPUs that compute bfloat16 without AMX")
-    model, calls = random_model().bfloat16(), []
-    model.set_attn_implementation(backend)
-    monkeypatch.setattr("vit_hf.inference_vit_hf._attend_by_products",
-                        lambda *parts: calls.append(0) or _attend_by_products(*parts))  # fmt: skip
-    prepared = model.prepare_for_inference()
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = prepared(pixels().bfloat16()).logits
-    assert len(calls) == expected  # the last block has one query, which forms no keys
-    torch.testing.assert_close(prepared(pixels().bfloat16()).logits, cast, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from vit_hf.configuration_vit_hf import POSITION_INTERPOLATIONS
 from vit_hf.modeling_vit_hf import (
     VitHfLayer,
     VitHfResidualScale,
+    _attend_by_products,
     _WrittenOutBackward,
     classification_loss,
     eager_attention_forward,
@@ -536,6 +537,46 @@ def test_weights_are_written_out_for_gradients_in_bfloat16_alone(tiny, randomise
     assert len(calls) == 2  # the last block forms no keys
     with_backend(model, "eager")(images())
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("queries", [1, 7, 50])
+@pytest.mark.parametrize("spread", [1.0, 4.0])  # scores of up to 5 and 80
+def test_attention_by_products_rounds_no_worse_than_eager(queries, spread, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(4, 50, 3, 6, 16, generator=generator) * spread
+    query, key, value = (part.transpose(1, 2) for part in whole.bfloat16().unbind(2))  # as `heads` cuts them
+    query = query[:, :, :queries]
+    exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double()).transpose(1, 2)
+    eager, _ = eager_attention_forward(torch.nn.Identity(), query, key, value)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _attend_by_products(query, key, value, 16**-0.5)
+    assert found.shape == exact.shape == (4, queries, 6, 16)
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() < 1.2 * (eager - exact).norm()
+    monkeypatch.setattr("vit_hf.modeling_vit_hf._SCORES", 5 * queries * 50)  # heads of a picture fall in two pieces
+    assert torch.equal(_attend_by_products(query, key, value, 16**-0.5), found)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [("inference", 2), ("autocast", 2), ("float32", 0), ("eager", 0), ("training", 0), ("gradients", 0), ("amx", 0)],
+)
+def test_attention_is_by_products_in_inference_in_bfloat16_alone(case, expected, tiny, randomise, monkeypatch):
+    calls = []
+    monkeypatch.setattr("vit_hf.modeling_vit_hf._attend_by_products",
+                        lambda *parts: calls.append(case) or _attend_by_products(*parts))  # fmt: skip
+    features = {"avx512_bf16": True, "amx_tile": case == "amx"}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    model = with_backend(randomise(VitHfForImageClassification(tiny())), "eager" if case == "eager" else "sdpa")
+    model.train(case == "training")
+    if case not in ("float32", "autocast"):
+        model.bfloat16()
+    with torch.set_grad_enabled(case == "gradients"), torch.autocast("cpu", enabled=case == "autocast"):
+        logits = model(images()).logits
+    assert len(calls) == expected  # the last block of three has one query, which forms no keys
+    features["amx_tile"] = True
+    with torch.autocast("cpu", enabled=case == "autocast"):
+        close(model(images()).logits, logits, 0.05)
 
 
 def test_attention_written_out_equals_sums_by_hand(tiny):

@@ -6,11 +6,7 @@ Exact in the maths, so that logits differ by rounding alone (below 1e-5 in float
 - rescaling and normalisation of the image processor go into the patch projection, which then takes uint8 pixels;
 - on a CPU the weights of the blocks are laid out once as oneDNN reads them, and its product adds the bias, applies GELU
   and adds the residual while it writes the result (torch's own inductor uses these operators, torch
-  `_inductor/fx_passes/mkldnn_fusion.py`). Otherwise each is a pass over memory of its own;
-- in bfloat16 on a CPU without AMX attention is two of oneDNN's batched products and a softmax: 0.5 to 0.65 of the time
-  of torch's fused kernel (65 to 2,305 tokens), which was a sixth of B/16's. Scores are rounded to bfloat16,
-  as by the eager backend; of two nets trained on CIFAR-100, with scores of up to 22 and 70, the logits are about as
-  far from those in float32 (RMS 0.0103 and 0.0100) as the unprepared model's (0.0099 and 0.0100).
+  `_inductor/fx_passes/mkldnn_fusion.py`). Otherwise each is a pass over memory of its own.
 
 Tried and left out, on an AMD EPYC with AVX-512: the factors of LayerNorm in the product after it (torch's kernel
 without them takes 1.7 times as long in float32, 0.85 times in bfloat16, where all norms are 7% of B/16); the patch
@@ -27,8 +23,6 @@ from torch import nn
 
 from .modeling_vit_hf import VitHfLayer, VitHfPreTrainedModel
 
-SCORES = 2**22
-"""Attention scores that are formed at once, 8 MiB of them."""
 _FUSED = {"gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh")}  # hidden_act -> oneDNN's name and form
 
 
@@ -108,16 +102,10 @@ class VitHfPackedLayer(VitHfLayer):
         if num_queries is not None and self.absorbs:
             mixed, _ = self.attention.absorb(normed, num_queries)  # (B, Q, A, K)
         else:
-            mixed = self.attend(*self.attention.heads(self.qkv(normed), num_queries), **kwargs)  # (B, Q, A, K)
+            parts = self.attention.heads(self.qkv(normed), num_queries)
+            mixed, _ = self.attention.attend(*parts, **kwargs)  # (B, Q, A, K)
         hidden_states = self.output(mixed.flatten(2), hidden_states)  # (B, Q, D)
         return self.fc2(self.activation(self.fc1(self.norm2(hidden_states))), hidden_states)
-
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs) -> torch.Tensor:
-        """Mix values (B, A, N, K) for queries (B, A, Q, K) by the backend of the config or what is faster than sdpa."""
-        sdpa = self.attention.config._attn_implementation == "sdpa"
-        if sdpa and query.dtype == torch.bfloat16 and not torch.cpu.get_capabilities().get("amx_tile"):
-            return _attend_by_products(query, key, value, self.attention.scaling)
-        return self.attention.attend(query, key, value, **kwargs)[0]  # (B, Q, A, K)
 
     def train(self, mode: bool = True) -> "VitHfPackedLayer":
         """Refuse training; evaluation is what it does."""
@@ -134,17 +122,6 @@ class VitHfPackedLayer(VitHfLayer):
                 "it, and prepare it then"
             )
         return super()._apply(fn, recurse)
-
-
-def _attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Mix values (B, A, N, K) for queries (B, A, Q, K), all bfloat16, by two products over some heads at a time."""
-    shape, size = query.shape[:2], max(SCORES // (query.shape[2] * key.shape[2]), 1)
-    query, key, value = (part.flatten(0, 1) for part in (query, key, value))  # (B*A, Q, K), (B*A, N, K)
-    mixed, nothing = torch.empty_like(query), query.new_empty(())
-    for q, k, v, out in zip(*(part.split(size) for part in (query, key, value, mixed)), strict=True):
-        scores = torch.baddbmm(nothing, q, k.mT, beta=0, alpha=scaling)  # (size, Q, N)
-        torch.bmm(torch.softmax(scores, -1, out=scores), v, out=out)
-    return mixed.unflatten(0, shape).transpose(1, 2)  # (B, Q, A, K)
 
 
 @torch.no_grad()

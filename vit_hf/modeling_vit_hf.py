@@ -424,6 +424,43 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2), weights  # (B, Q, A, K), (B, A, Q, N)
 
 
+_SCORES = 2**22  # that `_attend_by_products` forms at once, 8 MiB
+
+
+def _multiplies_bfloat16_without_amx() -> bool:
+    """Whether this is a CPU with AVX512-BF16 and no AMX, where `_attend_by_products` is the faster way."""
+    features = torch.cpu.get_capabilities()  # torch looks once
+    return bool(features.get("avx512_bf16") and not features.get("amx_tile"))
+
+
+def _attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Attend by oneDNN's products and a softmax, some heads at a time; for inference in bfloat16.
+
+    Takes 0.5 to 0.65 of the time of torch's fused kernel (65 to 2,305 tokens, AMD EPYC), a sixth of B/16's. Scores are
+    rounded to bfloat16, as in `eager_attention_forward` and in torch's own fast path of `nn.MultiheadAttention`: logits
+    of two nets trained on CIFAR-100, with scores of up to 22 and 70, are then 0.0105 and 0.0103 (RMS) from those in
+    float32, with the fused kernel 0.0099 and 0.0100.
+
+    Args:
+        query: (B, A, Q, K).
+        key: (B, A, N, K).
+        value: (B, A, N, K).
+        scaling: factor on the scores.
+
+    Returns:
+        The mixed values (B, Q, A, K).
+    """
+    size = max(_SCORES // (query.shape[2] * key.shape[2]), 1)  # heads
+    pieces = zip(*(part.flatten(0, 1).split(size) for part in (query, key, value)), strict=True)  # each (size, N, K)
+    mixed = []
+    with torch.autocast(query.device.type, enabled=False):  # whose softmax is in float32
+        for q, k, v in pieces:
+            scores = torch.baddbmm(q.new_zeros(()), q, k.mT, beta=0, alpha=scaling)  # (size, Q, N)
+            mixed.append(scores.softmax(-1) @ v)  # (size, Q, K)
+    whole = mixed[0] if len(mixed) == 1 else torch.cat(mixed)  # (B*A, Q, K)
+    return whole.unflatten(0, query.shape[:2]).transpose(1, 2)  # (B, Q, A, K)
+
+
 class _WrittenOutBackward(torch.autograd.Function):
     """Attention by torch's fused kernel, whose gradients are taken from the weights, written out again in float32.
 
@@ -556,6 +593,9 @@ class VitHfAttention(nn.Module):
             narrow = query.dtype == torch.bfloat16 and query.device.type == "cpu"
             if self.writes_out_backward and fused and narrow and query.requires_grad:
                 return _WrittenOutBackward.apply(query, key, value, self.scaling).transpose(1, 2), None
+            infers = not (self.training or query.requires_grad or torch.compiler.is_compiling())
+            if fused and narrow and infers and _multiplies_bfloat16_without_amx():
+                return _attend_by_products(query, key, value, self.scaling), None
         return attend(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
 
 
