@@ -650,6 +650,15 @@ def test_a_whole_run_is_not_called_shortened(run):
     assert "shortened" not in render_card([run()])
 
 
+def test_runs_of_several_seeds_name_every_commit_and_every_interruption(run):
+    fields = [{"git_commit": "aa11"}, {"git_commit": "bb22", "resumed": [{"step": 7}]}, {"git_commit": "aa11"}]
+    found = dict(tables(render_card([run(f"run{seed}", seed=seed, **each) for seed, each in enumerate(fields)]))[-1])
+    assert found["source code"] == "commit aa11; commit bb22"
+    assert found["resumed (seed 1)"] == "after step 7"
+    nothing = [run(f"bare{seed}", seed=seed, git_commit=commit) for seed, commit in enumerate((None, "cc33"))]
+    assert dict(tables(render_card(nothing))[-1])["source code"] == "not recorded; commit cc33"
+
+
 def test_a_resumed_run_says_where_it_was_interrupted(run):
     assert ["resumed", "after step 7, 19"] in tables(render_card([run(resumed=[{"step": 7}, {"step": 19}])]))[-1]
 

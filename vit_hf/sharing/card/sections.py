@@ -240,7 +240,7 @@ def training_section(runs: Sequence[Records]) -> str:
     epochs = f" ({round(first['epochs'], 1):,} epochs)" if first.get("epochs") else ""
     precision = "float32" if recipe["mixed_precision"] == "no" else recipe["mixed_precision"]
     processes = first["processes"]
-    commit = first.get("git_commit")
+    commits = dict.fromkeys(result.get("git_commit") for result in results)
     rows = [
         ["length", f"{first['steps']:,} steps{epochs}, {recipe['optimization']['batch_size']:,} pictures a step"],
         ["hardware", f"{_each(results, 'device')}; {processes} process{'es' if processes > 1 else ''}"],
@@ -249,11 +249,12 @@ def training_section(runs: Sequence[Records]) -> str:
         *_speed(results),
         ["energy", _energy(results)],
         ["started", _each(results, "started")],
-        ["source code", f"commit `{plain(commit)}`" if commit else "not recorded"],
+        ["source code", "; ".join(f"commit `{plain(commit)}`" if commit else "not recorded" for commit in commits)],
     ]
-    resumed = first.get("resumed")
-    if resumed:
-        rows.append(["resumed", f"after step {', '.join(str(session['step']) for session in resumed)}"])
+    for result in results:
+        if result.get("resumed"):
+            whose = f" (seed {result['seed']})" if len(results) > 1 else ""
+            rows.append([f"resumed{whose}", f"after step {', '.join(str(part['step']) for part in result['resumed'])}"])
     yaml_text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     return "\n\n".join(
         [
