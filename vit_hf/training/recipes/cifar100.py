@@ -146,7 +146,8 @@ def cifar100_finetune() -> Recipe:
     2402.03752, claimed) and 79.15% by self-distillation first (arXiv 2210.07240). The goal is 83%.
     Result: not yet run here in full: no GPU was at hand. Shortened (from that shortened run, 10 epochs of batches of
     128, no mixing; 22 minutes on one core of a CPU): 43.68% ± 0.26% on the 10,000 test pictures, three seeds, a point
-    over cifar100_scratch's 42.68% ± 1.24% with Muon in as many; see model_cards/cifar100_finetune.md.
+    over cifar100_scratch's 42.68% ± 1.24% with Muon in as many, which is within the spread of the seeds; see
+    model_cards/cifar100_finetune.md.
     """
     return Recipe(
         name="cifar100_finetune",
