@@ -17,8 +17,10 @@ from vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, Vit
 from vit_hf.configuration_vit_hf import POSITION_INTERPOLATIONS
 from vit_hf.modeling_vit_hf import (
     VitHfLayer,
+    VitHfMLP,
     VitHfResidualScale,
     _attend_by_products,
+    _GELUComputedAgain,
     _WrittenOutBackward,
     classification_loss,
     eager_attention_forward,
@@ -712,6 +714,125 @@ def test_swiglu_gates_by_the_first_half(tiny):
     x = torch.randn(2, 128)
     gate, value = x[:, :64], x[:, 64:]
     close(mlp.activation(x), gate / (1 + (-gate).exp()) * value)
+
+
+# ------------------------------------------------------------------------------------------- GELU computed again
+@pytest.mark.parametrize("form", ["none", "tanh"])
+def test_gradients_by_gelu_computed_again_are_right_twice(form):
+    generator = torch.Generator().manual_seed(7)
+    shapes = ((2, 3, 6), (4, 6), (4,))  # (B, N, M), (D, M), (D,)
+    parts = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    def project(*parts):
+        return _GELUComputedAgain.apply(*parts, form)
+
+    close(project(*parts), F.linear(F.gelu(parts[0], approximate=form), *parts[1:]), 0)
+    assert torch.autograd.gradcheck(project, parts)
+    assert torch.autograd.gradgradcheck(project, parts)
+
+
+def kept_for(model, *, dtype: torch.dtype) -> int:
+    """Count the bytes of the storages that a forward pass of 3 pictures keeps more than that of 2."""
+
+    def kept_by(batch: int) -> int:
+        seen = {}
+
+        def keep(tensor):
+            seen[tensor.untyped_storage()._cdata] = tensor  # held, so that no address is used twice
+            return tensor
+
+        saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with saving, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            output = model(images(batch, 16, 24))
+        del output
+        return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+
+    return kept_by(3) - kept_by(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("options", "tokens"),  # of a picture, in all MLPs; the last block computes one
+    [({}, 27), ({"hidden_act": "gelu"}, 27), ({"pooling": "map"}, 37), (ALL_OPTIONS, 31), (CLIP, 0), (MAE, 0)],
+    ids=["tanh", "erf", "map", "all", "quick", "swiglu"],
+)
+def test_gelu_computed_again_is_not_kept_and_changes_no_bit(options, tokens, dtype, tiny, randomise, monkeypatch):
+    model = randomise(VitHfForImageClassification(tiny(**options))).train()
+    found, kept = [], []
+    for again in (False, True):
+        monkeypatch.setattr(VitHfMLP, "computes_again", again)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            outputs = model(images(), labels=torch.tensor([0, 4, 2]))
+        found.append({"logits": outputs.logits, **gradients(model, outputs.loss)})
+        kept.append(kept_for(model, dtype=dtype))
+    assert found[0].keys() == found[1].keys()
+    assert {"logits", *dict(model.named_parameters())} == found[0].keys()
+    for name, tensor in found[0].items():
+        assert torch.equal(found[1][name], tensor), name
+    assert kept[0] - kept[1] == dtype.itemsize * tokens * model.config.intermediate_size
+
+
+def with_hook(mlp):
+    mlp.fc2.register_forward_hook(lambda module, args, output: output * 2)
+
+
+def with_adapter(mlp):
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    mlp.fc2.__class__ = Adapted
+
+
+def with_forward(mlp):
+    """As Accelerate's `add_hook_to_module` does."""
+    forward = mlp.fc2.forward
+    mlp.fc2.forward = lambda x: forward(x) * 2
+
+
+@pytest.mark.parametrize("change", [with_hook, with_adapter, with_forward])
+def test_whoever_looks_at_the_second_layer_of_the_mlp_is_not_passed_by(change, tiny, randomise):
+    mlp = randomise(VitHfModel(tiny())).layers[0].mlp
+    tokens = torch.randn(2, 7, 32, requires_grad=True)
+    expected = 2 * mlp(tokens)
+    assert mlp.can_compute_again
+    change(mlp)
+    assert not mlp.can_compute_again
+    assert torch.equal(mlp(tokens), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"pooling": "map"}], ids=["cls", "map"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_weights_that_wait_on_disk_are_fetched_for_each_layer(grad, options, tiny, randomise, tmp_path):
+    """Each layer that Accelerate fetches for is called; a weight taken from it otherwise is an empty one."""
+    model = randomise(VitHfForImageClassification(tiny(**options)))
+    model.save_pretrained(tmp_path / "model")
+    folders = {"pretrained_model_name_or_path": tmp_path / "model", "offload_folder": tmp_path / "offload"}
+    offloaded = VitHfForImageClassification.from_pretrained(**folders, device_map={"": "disk"})
+    assert all(parameter.is_meta for parameter in offloaded.parameters())
+    with torch.set_grad_enabled(grad):
+        close(offloaded(images()).logits, model(images()).logits)
+
+
+def test_gelu_is_computed_again_where_that_saves_memory(tiny, randomise, monkeypatch):
+    calls = []
+    apply = _GELUComputedAgain.apply
+    monkeypatch.setattr(_GELUComputedAgain, "apply", lambda *args: calls.append(args) or apply(*args))
+    model = randomise(VitHfForImageClassification(tiny())).train()
+    model(images())
+    assert len(calls) == 3
+    with torch.no_grad():
+        model(images())
+    model.vit.embeddings.requires_grad_(False)
+    model.vit.layers[0].requires_grad_(False)  # below all that is trained
+    model.vit.layers[1].mlp.fc2.requires_grad_(False)  # keeps no activation
+    model(images())
+    assert len(calls) == 4
+    dropping = randomise(VitHfForImageClassification(tiny(hidden_dropout_prob=0.5)))
+    dropping.train()(images())
+    assert len(calls) == 4
+    dropping.eval()(images())
+    assert len(calls) == 7
 
 
 # ------------------------------------------------------------------------------------------- last-block shortcut

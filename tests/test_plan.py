@@ -19,6 +19,7 @@ from vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, var
 from vit_hf.cli import main
 from vit_hf.data.pictures import DataFields
 from vit_hf.inspection.summary import summarise
+from vit_hf.modeling_vit_hf import VitHfMLP
 from vit_hf.training import costs
 from vit_hf.training import plan as module
 from vit_hf.training.costs import PEAK_ERROR, count_activations, count_flops, count_peak, kept_bytes
@@ -161,7 +162,8 @@ def test_flops_equal_those_counted_in_a_real_step(tiny, overrides, freeze):
     ("name", "precision"),
     [("Ti/16", "no"), ("Ti/16", "bf16"), ("S/16", "no"), ("S/16", "bf16"), ("B/16", "no")],
 )
-def test_activations_equal_what_autograd_keeps_of_real_pictures(name, precision):
+def test_activations_equal_what_autograd_keeps_of_real_pictures(name, precision, monkeypatch):
+    monkeypatch.setattr(VitHfMLP, "computes_again", False)  # as on a GPU
     fields = recipe(mixed_precision=precision)
     with no_init_weights():  # which takes longer than the rest
         network = VitHfForImageClassification(variant(name)).train()
@@ -184,7 +186,8 @@ def test_activations_in_float32_are_the_pictures_alone(tiny):
     assert four == pytest.approx(2 * two, abs=100)  # a few scalars of the loss
 
 
-def test_checkpointing_keeps_the_inputs_of_the_blocks_and_one_block_whole(tiny):
+def test_checkpointing_keeps_the_inputs_of_the_blocks_and_one_block_whole(tiny, monkeypatch):
+    monkeypatch.setattr(VitHfMLP, "computes_again", False)  # as on a GPU
     network = VitHfForImageClassification(tiny(num_hidden_layers=5, pooling="gap"))
     fields = recipe(gradient_checkpointing=True)
     counted = count_activations(network, fields, 3)

@@ -506,6 +506,12 @@ def _attention_gradients(
     return of_scores @ key * scaling, of_scores.transpose(-2, -1) @ query * scaling, of_value
 
 
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a call of the module does anything but its `forward`: hooks, Accelerate's offloading."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return "forward" in vars(module) or any(getattr(module, name) for name in hooks)
+
+
 class VitHfAttention(nn.Module):
     """Multi-head self-attention with one fused projection for query, key and value."""
 
@@ -552,9 +558,9 @@ class VitHfAttention(nn.Module):
 
     @property
     def can_absorb(self) -> bool:
-        """Whether `absorb` computes what the fused projection (no adapter in its place) and `attend` would."""
+        """Whether `absorb` computes what the fused projection (no adapter in its place, no hook) and `attend` would."""
         dropping = self.training and self.dropout > 0
-        return type(self.qkv) is nn.Linear and self.k_norm is None and not dropping
+        return type(self.qkv) is nn.Linear and not _is_watched(self.qkv) and self.k_norm is None and not dropping
 
     def absorb(self, hidden_states: torch.Tensor, num_queries: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Attend from the first tokens of (B, N, D) without forming a key or a value, whatever the backend.
@@ -607,8 +613,41 @@ class VitHfSwiGLU(nn.Module):
         return F.silu(gate) * value  # (B, N, half)
 
 
+_GELU_FORMS = {type(ACT2FN[name]): form for name, form in (("gelu", "none"), ("gelu_pytorch_tanh", "tanh"))}
+
+
+class _GELUComputedAgain(torch.autograd.Function):
+    """A linear layer on GELU, whose output is not kept for the backward pass, but computed there once more.
+
+    It is 4 of the 16 float32 numbers that a block keeps for each token and channel, and 8 of its 36 bytes in bfloat16.
+    Differentiable twice.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, form: str) -> torch.Tensor:
+        return F.linear(F.gelu(hidden, approximate=form), weight, bias)  # (B, N, D)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: torch.Tensor) -> None:
+        hidden, weight, _, ctx.form = inputs
+        ctx.save_for_backward(hidden, weight)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight = ctx.saved_tensors  # once: checkpointing computes them anew
+        tokens = gradient.flatten(0, -2)  # (B*N, D)
+        with torch.autocast(gradient.device.type, enabled=False):
+            of_weight = tokens.T @ F.gelu(hidden, approximate=ctx.form).flatten(0, -2)  # (D, M)
+            of_hidden = torch.ops.aten.gelu_backward(gradient @ weight, hidden, approximate=ctx.form)  # (B, N, M)
+            return of_hidden, of_weight, tokens.sum(0), None
+
+
 class VitHfMLP(nn.Module):
     """Linear, GELU, dropout, Linear (paper, section 3.1); the first layer is twice as wide with SwiGLU."""
+
+    computes_again = True  # GELU, in the backward pass on a CPU; a compiler makes that choice by itself
 
     def __init__(self, config: VitHfConfig):
         super().__init__()
@@ -620,7 +659,19 @@ class VitHfMLP(nn.Module):
         self.fc2 = _init_by(nn.Linear(config.intermediate_size, config.hidden_size), bias=_tiny_normal_)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))  # (B, N, D)
+        hidden = self.fc1(hidden_states)  # (B, N, M)
+        on_cpu = hidden.device.type == "cpu" and not torch.compiler.is_compiling()
+        if self.computes_again and on_cpu and hidden.requires_grad and self.can_compute_again:
+            weight, bias = (part.to(hidden.dtype) for part in (self.fc2.weight, self.fc2.bias))  # as autocast does
+            return _GELUComputedAgain.apply(hidden, weight, bias, _GELU_FORMS[type(self.activation)])  # (B, N, D)
+        return self.fc2(self.dropout(self.activation(hidden)))  # (B, N, D)
+
+    @property
+    def can_compute_again(self) -> bool:
+        """Whether GELU's output is kept for `fc2` alone, and no hook or adapter looks at it there."""
+        dropping = self.training and self.dropout.p > 0
+        plain = type(self.activation) in _GELU_FORMS and type(self.fc2) is nn.Linear and self.fc2.weight.requires_grad
+        return plain and not dropping and not any(map(_is_watched, (self.activation, self.dropout, self.fc2)))
 
 
 class VitHfResidualScale(nn.Module):

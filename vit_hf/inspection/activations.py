@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # documented, though n
 from transformers import initialization as init
 
 from ..configuration_vit_hf import VitHfConfig
-from ..modeling_vit_hf import VitHfAttention, VitHfForImageClassification
+from ..modeling_vit_hf import VitHfAttention, VitHfForImageClassification, VitHfMLP
 
 
 def build_empty(config: VitHfConfig) -> VitHfForImageClassification:
@@ -55,10 +55,13 @@ def _kept_by_batch(config: VitHfConfig, batch: int) -> Counter[str]:
         for name, module in model.named_modules():
             if isinstance(module, VitHfAttention):
                 module.writes_out_backward = False  # as on a GPU, whose kernel keeps a number a query and head
+            if isinstance(module, VitHfMLP):
+                module.computes_again = False  # likewise
             if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
                 module.register_forward_pre_hook(lambda module, args: (args[0].float(),))
-            module.register_forward_pre_hook(enter(name))
-            module.register_forward_hook(lambda module, args, output: inside.pop() and None)
+            if not name.endswith(".qkv"):  # where it has a hook it is called, and the last block takes no shortcut
+                module.register_forward_pre_hook(enter(name))
+                module.register_forward_hook(lambda module, args, output: inside.pop() and None)
         images = torch.empty(batch, config.num_channels, *config.image_hw)
         saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with torch.enable_grad(), saving, torch.autocast("cpu", torch.bfloat16):
