@@ -39,6 +39,7 @@ for line in sys.stdin:
     except Exception as error:
         answer |= {"kinds": [kind.__name__ for kind in type(error).__mro__], "message": str(error)}
         answer["trace"] = traceback.format_exc()
+    print("answered", file=sys.stderr, flush=True)
     print(json.dumps({**answer, "pauses": pauses}), file=answers, flush=True)
 sys.stderr.flush()
 os._exit(0)  # at once: the libraries' own end takes seconds
@@ -73,7 +74,8 @@ class Client:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.log = ""  # all that it has printed
+        self.log = ""  # all that it has printed until its last answer
+        self._logged = threading.Semaphore(0)  # answers up to which the log has been read
         self.pauses: list[float] = []  # of the last call
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -81,7 +83,10 @@ class Client:
 
     def _read(self):
         for line in self.process.stderr:
-            self.log += line
+            if line == "answered\n":
+                self._logged.release()
+            else:
+                self.log += line
 
     def __enter__(self):
         return self
@@ -104,6 +109,7 @@ class Client:
         line = self.process.stdout.readline()
         assert line, self.log
         answer = json.loads(line)
+        assert self._logged.acquire(timeout=30), self.log
         self.pauses = answer["pauses"]
         if "message" in answer:
             raise CallError(answer)

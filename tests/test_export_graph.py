@@ -26,6 +26,7 @@ from vit_hf.evaluation.scoring import classify  # noqa: E402
 from vit_hf.sharing import export, graph  # noqa: E402
 from vit_hf.sharing.export import export_model  # noqa: E402
 from vit_hf.sharing.graph import open_graph, trace, write_graph  # noqa: E402
+from vit_hf.sharing.quantize import quantize_graph  # noqa: E402
 
 STEM = {"image_size": 32, "patch_size": 8, "resnet_stem_layers": [1, 1], "resnet_stem_width": 32}
 PACKAGE = str(Path(graph.__file__).parents[1]).encode()
@@ -383,3 +384,15 @@ def test_an_8_bit_graph_keeps_the_accuracy_of_a_trained_model_and_its_folder_say
         assert text in readme
         assert text in printed
     assert {path.name for path in made.glob("model*")} == {"model.onnx"}
+
+
+@pytest.mark.parametrize("pooling", ["cls", "gap", "map"])
+def test_an_8_bit_graph_is_near_whatever_the_pooling_and_on_processors_without_vnni(pooling, saved, tmp_path):
+    folder = saved(image_size=32, patch_size=8, hidden_size=64, intermediate_size=128, pooling=pooling)
+    made = export_model(folder, form="onnx", output=tmp_path / "graph")
+    quantize_graph(made.folder / "model.onnx", tmp_path / "small.onnx")
+    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = VitHfForImageClassification.from_pretrained(folder).eval()(pixels).logits  # (4, L)
+    found = torch.cat([open_graph(tmp_path / "small.onnx")(picture) for picture in pixels.split(1)])
+    assert 0 < (found - expected).abs().mean() < 0.05 * expected.std()
