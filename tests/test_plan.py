@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,7 +28,7 @@ from vit_hf.training.costs import PEAK_ERROR, count_activations, count_flops, co
 from vit_hf.training.optim import build_average, build_optimizer, freeze_parameters
 from vit_hf.training.plan import plan_run, render
 from vit_hf.training.recipe import ModelFields, Recipe
-from vit_hf.training.setup import build_model, enable_checkpointing
+from vit_hf.training.setup import build_model, check_launch, enable_checkpointing
 
 TRUNK = ("vit.*",)
 
@@ -446,6 +448,19 @@ def test_fp16_is_planned_but_not_timed_without_a_gpu():
     assert planned(mixed_precision="fp16").memory.peak == planned(mixed_precision="bf16").memory.peak
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         plan_run(recipe(mixed_precision="fp16"), images=900, classes=10)
+
+
+@pytest.mark.parametrize("supported", [False, True])
+def test_bfloat16_that_a_cpu_is_slow_at_is_warned_of(supported, monkeypatch, caplog):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    cpu = SimpleNamespace(distributed_type=DistributedType.NO, num_processes=1, device=torch.device("cpu"))
+    check_launch(recipe(mixed_precision="no"), cpu)
+    check_launch(recipe(mixed_precision="bf16"), SimpleNamespace(**{**vars(cpu), "device": torch.device("cuda")}))
+    assert not caplog.messages
+    check_launch(recipe(mixed_precision="bf16"), cpu)
+    assert [message.endswith("use no (--mixed_precision no)") for message in caplog.messages] == [True] * (
+        not supported
+    )
 
 
 # ---------------------------------------------------------------------------------------------- text

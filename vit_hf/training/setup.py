@@ -1,5 +1,6 @@
 """From a recipe to the objects of a run: image processor and model, and the record of where and with what it ran."""
 
+import logging
 import os
 import platform
 import shlex
@@ -29,6 +30,7 @@ from .optim import StepPlan, freeze_parameters, plan_steps
 from .recipe import Recipe
 from .tasks import TASKS
 
+logger = logging.getLogger(__name__)
 PACKAGES = ("vit-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "safetensors")
 
 
@@ -117,10 +119,23 @@ def check_trackers(recipe: Recipe, accelerator: Accelerator) -> None:
         )
 
 
+def _multiplies_bfloat16_slowly() -> bool:
+    """Whether this is an x86 processor that torch has no fast bfloat16 products for."""
+    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def check_launch(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Raise ValueError for what Accelerate would pass over in silence, and for what shards cannot do."""
+    """Raise ValueError for what Accelerate would pass over in silence, and for what shards cannot do.
+
+    A precision that the processor has no instructions for is a warning.
+    """
     if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision fp16 needs a GPU, this process has none; use bf16, or no for float32")
+    if recipe.mixed_precision == "bf16" and accelerator.device.type == "cpu" and _multiplies_bfloat16_slowly():
+        logger.warning(
+            "mixed_precision bf16: without AVX-512 this CPU takes 20 to 30 times as long for it as for float32; use no "
+            "(--mixed_precision no)"
+        )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         raise ValueError(
