@@ -16,6 +16,7 @@ from vit_hf import (
     VitHfImageProcessor,
     VitHfModel,
 )
+from vit_hf.inference_vit_hf import VitHfPackedLayer
 
 SMALL = {
     "image_size": [16, 24],
@@ -42,6 +43,12 @@ FAMILY = [
     {"num_hidden_layers": 1},
     {"attn_implementation": "eager"},
 ]
+
+
+@pytest.fixture(autouse=True)
+def packs(monkeypatch):
+    """Let blocks be packed on a processor without AVX-512 too, where that works and is slower."""
+    monkeypatch.setattr("vit_hf.inference_vit_hf._has_avx512", lambda: True)
 
 
 def random_model(kind=VitHfForImageClassification, **fields):
@@ -212,12 +219,13 @@ def test_torch_compile_passes_over_packed_blocks():
 
 
 def test_without_packed_products_layer_scale_is_folded(monkeypatch):
-    monkeypatch.setattr("vit_hf.inference_vit_hf._can_pack", lambda weight: False)
+    monkeypatch.setattr("vit_hf.inference_vit_hf._has_avx512", lambda: False)
     model, x = random_model(layer_scale_init=0.3), pixels()
     with torch.no_grad():
         expected = model(x).logits
     prepared = model.prepare_for_inference()
     assert all(layer.scale1.scale is None and layer.scale2.scale is None for layer in prepared.vit.layers)
+    assert not any(isinstance(layer, VitHfPackedLayer) for layer in prepared.vit.layers)
     torch.testing.assert_close(prepared(x).logits, expected, rtol=0, atol=1e-5)
 
 

@@ -846,8 +846,8 @@ class VitHfPreTrainedModel(PreTrainedModel):
     def prepare_for_inference(self, image_processor=None):
         """Rewrite the network in place, so that the same logits take less time; it can then not be trained or saved.
 
-        What is done stands in `inference_vit_hf.py`. On a CPU the weights are packed for its matrix product, in the
-        dtype that the model has now, float32 or bfloat16; it can then not be moved.
+        What is done stands in `inference_vit_hf.py`. On a CPU with AVX-512 the weights are packed for its matrix
+        product, in the dtype that the model has now, float32 or bfloat16; it can then not be moved.
 
         Args:
             image_processor: the model's own; its rescaling and normalisation become part of the patch projection, and
