@@ -453,9 +453,11 @@ def test_fp16_is_planned_but_not_timed_without_a_gpu():
 @pytest.mark.parametrize("supported", [False, True])
 def test_bfloat16_that_a_cpu_is_slow_at_is_warned_of(supported, monkeypatch, caplog):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
-    cpu = SimpleNamespace(distributed_type=DistributedType.NO, num_processes=1, device=torch.device("cpu"))
+    state = {"distributed_type": DistributedType.NO, "num_processes": 1, "is_main_process": True}
+    cpu = SimpleNamespace(**state, device=torch.device("cpu"))
     check_launch(recipe(mixed_precision="no"), cpu)
-    check_launch(recipe(mixed_precision="bf16"), SimpleNamespace(**{**vars(cpu), "device": torch.device("cuda")}))
+    check_launch(recipe(mixed_precision="bf16"), SimpleNamespace(**state, device=torch.device("cuda")))
+    check_launch(recipe(mixed_precision="bf16"), SimpleNamespace(**{**vars(cpu), "is_main_process": False}))
     assert not caplog.messages
     check_launch(recipe(mixed_precision="bf16"), cpu)
     assert [message.endswith("use no (--mixed_precision no)") for message in caplog.messages] == [True] * (

@@ -120,7 +120,7 @@ def check_trackers(recipe: Recipe, accelerator: Accelerator) -> None:
 
 
 def _multiplies_bfloat16_slowly() -> bool:
-    """Whether this is an x86 processor that torch has no fast bfloat16 products for."""
+    """Whether torch has no bfloat16 products of oneDNN for this processor (x86 without AVX-512)."""
     return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -131,10 +131,11 @@ def check_launch(recipe: Recipe, accelerator: Accelerator) -> None:
     """
     if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision fp16 needs a GPU, this process has none; use bf16, or no for float32")
-    if recipe.mixed_precision == "bf16" and accelerator.device.type == "cpu" and _multiplies_bfloat16_slowly():
+    slow = recipe.mixed_precision == "bf16" and accelerator.device.type == "cpu" and _multiplies_bfloat16_slowly()
+    if slow and accelerator.is_main_process:
         logger.warning(
-            "mixed_precision bf16: without AVX-512 this CPU takes 20 to 30 times as long for it as for float32; use no "
-            "(--mixed_precision no)"
+            "mixed_precision bf16: torch has no fast products for it on this CPU (with AVX2 alone a step took 20 to 30 "
+            "times as long as in float32); use no (--mixed_precision no)"
         )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
