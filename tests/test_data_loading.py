@@ -471,6 +471,8 @@ PROCESSORS = {
     "neither": {"size": {"height": 8, "width": 8}, "do_rescale": False, "do_normalize": False},
     "padded": {"size": {"height": 8, "width": 8}, "do_pad": True, "pad_size": {"height": 11, "width": 9}},
     "unconverted": {"size": {"height": 8, "width": 8}, "do_convert_rgb": False},
+    "by pieces": {"size": {"height": 200, "width": 190}},  # too large for all to stay in a cache
+    "only rescaled, by pieces": {"size": {"height": 200, "width": 190}, "do_normalize": False},
 }
 
 

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from vit_hf.data import draws
 from vit_hf.data.draws import sample_keys
-from vit_hf.data.erasing import _mixed, erase, erasing_boxes
+from vit_hf.data.erasing import _mixed_tensor, erase, erasing_boxes
 
 
 def keys_of(count: int) -> np.ndarray:
@@ -107,17 +107,18 @@ def test_the_noise_of_a_pixel_does_not_depend_on_the_rectangle_nor_on_the_batch(
     assert torch.equal(alone[0], part[7])
 
 
-def test_where_places_cannot_be_counted_the_noise_is_the_same(monkeypatch):
+@pytest.mark.parametrize(("count", "channels", "size"), [(40, 3, (16, 20)), (9, 3, (150, 170)), (5, 4, (40, 30))])
+def test_where_places_cannot_be_counted_the_noise_is_the_same(monkeypatch, count, channels, size):
     """Other devices get it by way of a mask. A stand-in for the type of the device takes that way on a CPU."""
-    keys = keys_of(40)
-    boxes = erasing_boxes((16, 20), keys, 0.7)
-    expected = erase(torch.zeros(40, 3, 16, 20), boxes, keys)
+    keys = keys_of(count)
+    boxes = erasing_boxes(size, keys, 0.7)
+    expected = erase(torch.zeros(count, channels, *size), boxes, keys)
     monkeypatch.setattr("vit_hf.data.erasing._erase_places", None)
     monkeypatch.setattr("vit_hf.data.erasing._COUNTS_PLACES", ())
-    assert torch.equal(erase(torch.zeros(40, 3, 16, 20), boxes, keys), expected)
+    assert torch.equal(erase(torch.zeros(count, channels, *size), boxes, keys), expected)
 
 
 def test_the_hash_on_tensors_is_that_of_the_draws():
     bits = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 1000)
-    expected = draws._mixed(bits.astype(np.uint64)).astype(np.int64)
-    assert np.array_equal(_mixed(torch.from_numpy(bits)).numpy(), expected)
+    expected = draws.mixed(bits.astype(np.uint64)).astype(np.int64)
+    assert np.array_equal(_mixed_tensor(torch.from_numpy(bits)).numpy(), expected)

@@ -73,6 +73,13 @@ def test_without_augmentation_it_equals_the_image_processor_bit_for_bit(mode, op
     assert torch.equal(found, processor(image, return_tensors="pt")["pixel_values"][0].float())
 
 
+def test_a_large_batch_normalised_by_pieces_equals_the_image_processor_bit_for_bit():
+    processor = VitHfImageProcessor(size={"height": 200, "width": 210})
+    pixels = torch.randint(256, (7, 3, 200, 210), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = TrainTransform(Augmentation(), processor).batch(pixels, np.arange(7), cut=True)
+    assert torch.equal(found, processor(list(pixels), return_tensors="pt")["pixel_values"])
+
+
 @pytest.mark.parametrize("resample", [0, 2, 3])
 @pytest.mark.parametrize("source", [(50, 37), (16, 20)])
 @pytest.mark.parametrize("way", [by_the_picture, draws])

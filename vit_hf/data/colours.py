@@ -89,13 +89,14 @@ def equalize(pixels: torch.Tensor) -> torch.Tensor:
     """Spread each channel so that all of 0..255 come about as often, as `PIL.ImageOps.equalize` does."""
     batch, channels, height, width = pixels.shape
     count = height * width
-    values = pixels.reshape(batch * channels, count).long()
+    narrow = pixels.reshape(batch * channels, count)
+    values = narrow.long()
     if pixels.device.type == "cpu" and count > _LARGE:
-        counts = torch.stack([torch.bincount(channel, minlength=256) for channel in values])  # (B * C, 256)
+        counts = torch.stack([torch.bincount(channel, minlength=256) for channel in narrow])  # (B * C, 256)
     else:
         counts = values.new_zeros(batch * channels, 256).scatter_add_(1, values, values.new_ones(()).expand_as(values))
     below = counts.cumsum(1)
-    last = counts.gather(1, values.amax(1, keepdim=True))
+    last = counts.gather(1, narrow.amax(1, keepdim=True).long())
     step = (count - last).div_(255, rounding_mode="floor")  # (B * C, 1)
     table = (below + step // 2).div_(step.clamp(min=1), rounding_mode="floor").clamp_(max=255)
     table = F.pad(table[:, :-1], (1, 0))

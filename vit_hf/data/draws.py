@@ -21,7 +21,7 @@ _ALL = 2**64 - 1
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
-def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return a hash of each number, any shape: one bit more or less in changes about half of the bits that come out."""
     bits = (bits ^ (bits >> np.uint64(30))) * _FIRST
     bits = (bits ^ (bits >> np.uint64(27))) * _SECOND
@@ -44,7 +44,7 @@ def sample_keys(seed: int, epochs: ArrayLike, rows: ArrayLike, copies: ArrayLike
     """
     bits = np.broadcast_to(_start("augment", seed), np.shape(rows))
     for numbers in (epochs, rows, copies):
-        bits = _mixed(bits + GOLDEN + np.asarray(numbers, np.int64).astype(np.uint64))
+        bits = mixed(bits + GOLDEN + np.asarray(numbers, np.int64).astype(np.uint64))
     return (bits >> np.uint64(1)).astype(np.int64)
 
 
@@ -56,9 +56,9 @@ def uniforms(keys: ArrayLike, purpose: str, count: int) -> NDArray:
         purpose: what they are for; two purposes get unrelated numbers.
         count: numbers a sample; the first ones do not depend on how many follow.
     """
-    starts = _mixed(np.asarray(keys, np.int64).astype(np.uint64) ^ _start(purpose))
+    starts = mixed(np.asarray(keys, np.int64).astype(np.uint64) ^ _start(purpose))
     places = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
-    return (_mixed(starts[:, None] + places) >> np.uint64(11)) * 2.0**-53  # (B, count)
+    return (mixed(starts[:, None] + places) >> np.uint64(11)) * 2.0**-53  # (B, count)
 
 
 class Uniforms:
@@ -78,7 +78,7 @@ class Uniforms:
 
 
 def _mixed_int(bits: int) -> int:
-    """Do as `_mixed`, with one number of 64 bits."""
+    """Do as `mixed`, with one number of 64 bits."""
     bits = (bits ^ bits >> 30) * int(_FIRST) & _ALL
     bits = (bits ^ bits >> 27) * int(_SECOND) & _ALL
     return bits ^ bits >> 31

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
 from .cropping import TRIES, draw_sides, first_that_fits
-from .draws import integers, uniforms
+from .draws import GOLDEN, integers, mixed, uniforms
 from .host import to_device
 
 AREA = (0.02, 0.33)
@@ -63,7 +63,7 @@ def erase(pixels: torch.Tensor, boxes: NDArray[np.int64], keys: ArrayLike) -> to
     y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
     inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)  # (erased, 1, H, W)
     counters = torch.arange(height * width, device=device).view(1, height, width)
-    noise = _noise(_mixed(to_device(starts, device)).view(-1, 1, 1), counters, channels).movedim(0, 1)
+    noise = _noise(_mixed_tensor(to_device(starts, device)).view(-1, 1, 1), counters, channels).movedim(0, 1)
     places = to_device(rows, device)
     return pixels.index_copy_(0, places, torch.where(inside, noise, pixels.index_select(0, places)))
 
@@ -71,21 +71,24 @@ def erase(pixels: torch.Tensor, boxes: NDArray[np.int64], keys: ArrayLike) -> to
 def _erase_places(
     pixels: torch.Tensor, rows: NDArray[np.int64], boxes: NDArray[np.int64], starts: NDArray[np.int64]
 ) -> torch.Tensor:
-    """Do as `erase`, and draw no more noise than there is room for."""
-    channels, height, width = pixels.shape[1:]
-    top, left, tall, wide = boxes.T
-    counts, corners, flat = tall * wide, top * width + left, pixels.view(-1)
-    before = counts.cumsum() - counts
-    hashed = _mixed(torch.from_numpy(starts)).numpy()
-    for first in range(0, int(counts.sum()), _CHUNK):
-        place = np.arange(first, min(first + _CHUNK, int(counts.sum())))  # among the pixels of all boxes
-        number = np.searchsorted(before, place, side="right") - 1  # of the box that it is in
-        y, x = np.divmod(place - before[number], wide[number])
-        counters = y * width + x + corners[number]  # (pixels,)
-        noise = _noise(torch.from_numpy(hashed[number]), torch.from_numpy(counters), channels)  # (C, pixels)
-        places = counters + rows[number] * (channels * height * width)
-        planes = np.arange(channels)[:, None] * (height * width)
-        flat.index_copy_(0, torch.from_numpy((places + planes).ravel()), noise.view(-1))
+    """Do as `erase`, and draw no more noise than there is room for; by numpy, whose hash takes half of the time."""
+    channels, _, width = pixels.shape[1:]
+    counts, shared, quantiles = boxes[:, 2] * boxes[:, 3], pixels.numpy(), _quantiles(pixels.device).numpy()
+    hashed = mixed(starts.astype(np.uint64))
+    groups = (counts.cumsum() - counts) // _CHUNK
+    for some in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(groups)) + 1):  # boxes of a group
+        top, left, tall, wide = boxes[some].T
+        of_line = np.repeat(np.arange(len(some)), tall)  # (lines of all boxes,): the box that it is in
+        y = np.arange(len(of_line)) + np.repeat(top - (tall.cumsum() - tall), tall)
+        lengths = wide[of_line]
+        first = y * width + left[of_line] - (lengths.cumsum() - lengths)
+        counters = np.repeat(first, lengths) + np.arange(counts[some].sum())  # (pixels,)
+        bits = mixed(np.repeat(hashed[some], counts[some]) + (counters + 1).astype(np.uint64) * GOLDEN)
+        shifts = range(48, 48 - 16 * channels, -16)
+        levels = np.stack([(bits >> np.uint64(shift)).astype(np.uint16) for shift in shifts])  # (C, pixels)
+        parts = np.split(quantiles.take(levels), counts[some].cumsum()[:-1], axis=1)  # each (C, pixels)
+        for row, (top, left, tall, wide), noise in zip(rows[some], boxes[some].tolist(), parts, strict=True):
+            shared[row, :, top : top + tall, left : left + wide] = noise.reshape(channels, tall, wide)
     return pixels
 
 
@@ -94,7 +97,7 @@ def _noise(starts: torch.Tensor, counters: torch.Tensor, channels: int) -> torch
 
     Those are the same on every device, which a logarithm and a cosine (Box and Muller) are not.
     """
-    bits = _mixed(starts + (counters + 1) * _GOLDEN)
+    bits = _mixed_tensor(starts + (counters + 1) * _GOLDEN)
     levels = torch.stack([(bits >> shift) & (_LEVELS - 1) for shift in range(48, 48 - 16 * channels, -16)])
     return _quantiles(bits.device).index_select(0, levels.view(-1)).view_as(levels)
 
@@ -114,7 +117,7 @@ _LEVELS = 1 << 16
 _GOLDEN, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def _mixed(bits: torch.Tensor) -> torch.Tensor:
+def _mixed_tensor(bits: torch.Tensor) -> torch.Tensor:
     """Return the hash of `vit_hf.data.draws`, on int64 whose products wrap and whose shifts keep the sign."""
     bits = (bits ^ ((bits >> 30) & ((1 << 34) - 1))) * _FIRST
     bits = (bits ^ ((bits >> 27) & ((1 << 37) - 1))) * _SECOND

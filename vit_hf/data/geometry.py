@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from .draws import uniforms
 from .host import to_bytes, to_device
 
+_LARGE = 48 * 48  # pixels of a picture from which numpy moves them in less time
+
 
 def inverse_matrix(
     size: tuple[int, int],
@@ -113,11 +115,14 @@ def moved(pixels: torch.Tensor, places: torch.Tensor, fill: int) -> torch.Tensor
 
     Args:
         pixels: (B, C, H, W) uint8.
-        places: (B, H * W); see `nearest_places`.
+        places: (B, H * W); see `nearest_places`. A CPU takes int32, too.
         fill: 0 to 255, for what comes from outside.
     """
     batch, channels, _, _ = pixels.shape
     framed = torch.nn.functional.pad(pixels.reshape(batch, channels, -1), (0, 1), value=fill)
+    if pixels.device.type == "cpu" and places.shape[1] > _LARGE:
+        found = [picture.take(numbers, axis=1) for picture, numbers in zip(framed.numpy(), places.numpy(), strict=True)]
+        return torch.from_numpy(np.stack(found)).view_as(pixels)
     return framed.gather(2, places[:, None].expand(-1, channels, -1)).view_as(pixels)
 
 

@@ -29,7 +29,7 @@ from .bad_images import BAD, PASSED_OVER, BadImage, GoodRows, describe
 from .columns import label_values
 from .drafts import as_tensor, cut_picture
 from .draws import sample_keys
-from .host import one_thread
+from .host import by_pieces, one_thread
 from .images import read_rgb
 from .order import Address, FullBatches, StepSampler
 from .pixel_cache import cached_pixels
@@ -260,7 +260,10 @@ def _resized(processor: VitHfImageProcessor, pixels: torch.Tensor) -> torch.Tens
 def _normalized(processor: VitHfImageProcessor, pixels: torch.Tensor) -> torch.Tensor:
     """Return what `_resized` gives scaled and normalised."""
     steps = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-    return processor.rescale_and_normalize(pixels, *(getattr(processor, name) for name in steps))
+    settings = [getattr(processor, name) for name in steps]
+    if not (processor.do_rescale or processor.do_normalize):
+        return pixels  # bytes
+    return by_pieces(pixels, lambda some: processor.rescale_and_normalize(some, *settings))
 
 
 def finisher(loader: Iterable) -> Callable[[dict[str, Any]], dict[str, Any]]:

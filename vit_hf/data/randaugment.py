@@ -154,7 +154,7 @@ def _move(
         return moved(pixels, places.index_select(0, number), FILL)
     if pixels.device.type == "cpu" and size[0] * size[1] <= _LARGE:
         known = [_places(size, *one) for one in np.stack(chosen, axis=1).tolist()]
-        return moved(pixels, torch.stack(known).long(), FILL)
+        return moved(pixels, torch.stack(known), FILL)
     matrices = to_device(_matrices(size)[chosen], pixels.device)
     return moved(pixels, nearest_places(matrices, size), FILL)
 
