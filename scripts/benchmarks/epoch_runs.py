@@ -27,6 +27,7 @@ from datasets import Image
 from torch import nn
 
 from vit_hf import Recipe, get_recipe, train, variant
+from vit_hf.cli.memory import keep_freed_memory
 from vit_hf.data.pictures import DataFields, open_pictures
 from vit_hf.training.step import Stepper
 
@@ -147,6 +148,7 @@ class Clock:
 # ---------------------------------------------------------------------------------------------- ours
 def run_ours(settings: Settings, clock: Clock) -> None:
     """`vit-hf train cifar100_scratch`, with a clock around each step."""
+    keep_freed_memory()  # as the command does
     take = Stepper.take
 
     def timed_take(self: Stepper, step: int, batches: Any, flags: Any) -> Any:

@@ -24,6 +24,7 @@ from . import (
     training,
     weights,
 )
+from .memory import keep_freed_memory
 
 DESCRIPTION = "Train, evaluate, convert, share and look at Vision Transformers in the Hugging Face ecosystem."
 _IN_A_LOADER = re.compile(
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and not options.takes_fields:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
+    keep_freed_memory()
     logging.disable_progress_bar()  # of loading and saving weights; ours show what takes long
     try:
         return options.run(options)

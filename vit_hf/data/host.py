@@ -28,14 +28,14 @@ def change_rows(pixels: torch.Tensor, rows: np.ndarray, change: Callable[[torch.
 
 
 def by_pieces(pixels: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Return what a function makes of pictures (B, C, H, W) as float32, which it may do in place, each by itself.
+    """Return what a function makes of pictures (B, C, H, W) uint8, each by itself: as many, float32.
 
-    On a CPU it gets a few at a time, which stay in the cache. There the result lies in memory of numpy's, for which
-    Linux is asked for huge pages: to come by 19 MB of small ones (32 pictures of 224 pixels) can take as long as all
-    that is done here.
+    On a CPU it gets a few at a time, which stay in the cache, as float32 that it may change in place; else all as they
+    are. The result then lies in memory of numpy's, for which Linux is asked for huge pages: to come by 19 MB of small
+    ones (32 pictures of 224 pixels) can take as long as all that is done here.
     """
     if pixels.device.type != "cpu" or pixels.numel() <= 2 * _IN_CACHE:
-        return change(pixels.to(torch.float32, memory_format=torch.contiguous_format))
+        return change(pixels)
     found = torch.from_numpy(np.empty(pixels.shape, np.float32))
     size = max(1, _IN_CACHE // max(1, pixels.shape[1:].numel()))
     for some, values in zip(pixels.split(size), found.split(size), strict=True):

@@ -262,7 +262,7 @@ def _normalized(processor: VitHfImageProcessor, pixels: torch.Tensor) -> torch.T
     steps = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
     settings = [getattr(processor, name) for name in steps]
     if not (processor.do_rescale or processor.do_normalize):
-        return pixels  # bytes
+        return pixels  # as bytes
     return by_pieces(pixels, lambda some: processor.rescale_and_normalize(some, *settings))
 
 

@@ -232,7 +232,8 @@ class TrainTransform:
     def _normalized(self, pixels: torch.Tensor) -> torch.Tensor:
         """Scale and normalise (B, C, H, W) uint8 by the very steps of the image processor, to float32."""
 
-        def normalize(values: torch.Tensor) -> torch.Tensor:
+        def normalize(some: torch.Tensor) -> torch.Tensor:
+            values = some.to(torch.float32, memory_format=torch.contiguous_format)
             if self.mean_and_std is None:
                 return values.mul_(self.scale)
             mean, std = (_by_channel(numbers, self.scale, values.device) for numbers in self.mean_and_std)
