@@ -1,4 +1,4 @@
-"""The command `vit-hf`: parse, call the package, print. Each module of this room holds a few commands."""
+"""The command `vit-hf`: parse, call the package, print. Modules of this room hold a few commands each."""
 
 import argparse
 import re
