@@ -84,12 +84,16 @@ def _erase_places(
         first = y * width + left[of_line] - (lengths.cumsum() - lengths)
         counters = np.repeat(first, lengths) + np.arange(counts[some].sum())  # (pixels,)
         bits = mixed(np.repeat(hashed[some], counts[some]) + (counters + 1).astype(np.uint64) * GOLDEN)
-        shifts = range(48, 48 - 16 * channels, -16)
-        levels = np.stack([(bits >> np.uint64(shift)).astype(np.uint16) for shift in shifts])  # (C, pixels)
+        levels = np.stack([(bits >> np.uint64(by)).astype(np.uint16) for by in _shifts(channels)])  # (C, pixels)
         parts = np.split(quantiles.take(levels), counts[some].cumsum()[:-1], axis=1)  # each (C, pixels)
         for row, (top, left, tall, wide), noise in zip(rows[some], boxes[some].tolist(), parts, strict=True):
             shared[row, :, top : top + tall, left : left + wide] = noise.reshape(channels, tall, wide)
     return pixels
+
+
+def _shifts(channels: int) -> range:
+    """Return by how many bits a channel's 16 are moved down."""
+    return range(48, 48 - 16 * channels, -16)
 
 
 def _noise(starts: torch.Tensor, counters: torch.Tensor, channels: int) -> torch.Tensor:
@@ -98,7 +102,7 @@ def _noise(starts: torch.Tensor, counters: torch.Tensor, channels: int) -> torch
     Those are the same on every device, which a logarithm and a cosine (Box and Muller) are not.
     """
     bits = _mixed_tensor(starts + (counters + 1) * _GOLDEN)
-    levels = torch.stack([(bits >> shift) & (_LEVELS - 1) for shift in range(48, 48 - 16 * channels, -16)])
+    levels = torch.stack([(bits >> by) & (_LEVELS - 1) for by in _shifts(channels)])
     return _quantiles(bits.device).index_select(0, levels.view(-1)).view_as(levels)
 
 

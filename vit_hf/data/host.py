@@ -30,9 +30,9 @@ def change_rows(pixels: torch.Tensor, rows: np.ndarray, change: Callable[[torch.
 def by_pieces(pixels: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Return what a function makes of pictures (B, C, H, W) uint8, each by itself: as many, float32.
 
-    On a CPU it gets a few at a time, which stay in the cache, as float32 that it may change in place; else all as they
-    are. The result then lies in memory of numpy's, for which Linux is asked for huge pages: to come by 19 MB of small
-    ones (32 pictures of 224 pixels) can take as long as all that is done here.
+    Of a large batch on a CPU it gets a few at a time, which stay in the cache, as float32 that it may change in place;
+    else all, as they are. What a large batch becomes lies in memory of numpy's, for which Linux is asked for huge
+    pages: to come by 19 MB of small ones (32 pictures of 224 pixels) can take as long as all that is done here.
     """
     if pixels.device.type != "cpu" or pixels.numel() <= 2 * _IN_CACHE:
         return change(pixels)
