@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vit_hf import (
     VitHfConfig,
@@ -16,7 +17,7 @@ from vit_hf import (
     VitHfImageProcessor,
     VitHfModel,
 )
-from vit_hf.inference_vit_hf import VitHfPackedLayer
+from vit_hf.inference_vit_hf import VitHfInPlaceLayer, VitHfPackedLayer
 
 SMALL = {
     "image_size": [16, 24],
@@ -45,10 +46,15 @@ FAMILY = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def packs(monkeypatch):
-    """Let blocks be packed on a processor without AVX-512 too, where that works and is slower."""
-    monkeypatch.setattr("vit_hf.inference_vit_hf._has_avx512", lambda: True)
+@pytest.fixture(params=["packed", "in place"], autouse=True)
+def way(request, monkeypatch):
+    """Prepare blocks in each way whatever the processor; without AVX-512 packed ones work, too, and are slower."""
+    monkeypatch.setattr("vit_hf.inference_vit_hf._has_avx512", lambda: request.param == "packed")
+    return request.param
+
+
+packed_only = pytest.mark.parametrize("way", ["packed"], indirect=True)
+in_place_only = pytest.mark.parametrize("way", ["in place"], indirect=True)
 
 
 def random_model(kind=VitHfForImageClassification, **fields):
@@ -172,6 +178,7 @@ def test_another_image_size_is_resampled_as_before():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@packed_only
 def test_what_a_prepared_model_cannot_do_is_said(tmp_path):
     model = random_model().prepare_for_inference()
     with pytest.raises(ValueError, match=r"prepared .* already"):
@@ -198,6 +205,7 @@ def test_a_copy_of_a_prepared_model_stands_alone():
     torch.testing.assert_close(copied(x).logits, expected, rtol=0, atol=0)
 
 
+@packed_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_changes_nothing_in_packed_blocks(dtype):
     model, x = random_model().to(dtype), pixels()
@@ -210,7 +218,7 @@ def test_autocast_changes_nothing_in_packed_blocks(dtype):
 
 
 @pytest.mark.slow
-def test_torch_compile_passes_over_packed_blocks():
+def test_torch_compile_gives_the_same_logits():
     model, x = random_model(num_hidden_layers=1).prepare_for_inference(), pixels()
     expected = model(x).logits
     with torch.inference_mode():
@@ -218,8 +226,8 @@ def test_torch_compile_passes_over_packed_blocks():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_without_packed_products_layer_scale_is_folded(monkeypatch):
-    monkeypatch.setattr("vit_hf.inference_vit_hf._has_avx512", lambda: False)
+@in_place_only
+def test_without_packed_products_layer_scale_is_folded():
     model, x = random_model(layer_scale_init=0.3), pixels()
     with torch.no_grad():
         expected = model(x).logits
@@ -227,6 +235,98 @@ def test_without_packed_products_layer_scale_is_folded(monkeypatch):
     assert all(layer.scale1.scale is None and layer.scale2.scale is None for layer in prepared.vit.layers)
     assert not any(isinstance(layer, VitHfPackedLayer) for layer in prepared.vit.layers)
     torch.testing.assert_close(prepared(x).logits, expected, rtol=0, atol=1e-5)
+
+
+def fresh_bytes(model, x):
+    """Bytes of all the tensors that a forward pass makes."""
+    made: dict[int, torch.Tensor] = {}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            result = function(*arguments, **(keywords or {}))
+            for tensor in result if isinstance(result, tuple | list) else (result,):
+                if isinstance(tensor, torch.Tensor):
+                    made[tensor.untyped_storage()._cdata] = tensor  # kept, so that no address comes twice
+            return result
+
+    with torch.inference_mode(), Watch():
+        model(x)
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}  # of which views are made
+    return sum(tensor.untyped_storage().nbytes() for storage, tensor in made.items() if storage not in weights)
+
+
+@in_place_only
+def test_blocks_write_in_place():
+    model, x = random_model(intermediate_size=128, hidden_act="gelu"), pixels()
+    plain = fresh_bytes(model, x)
+    prepared = fresh_bytes(copy.deepcopy(model).prepare_for_inference(), x)
+    tokens = 4 * 5 * 25 * (32 + 128 + 32)  # residual, GELU, residual: float32 of 5 pictures, 25 tokens
+    assert plain - prepared >= 2 * tokens  # of two blocks; the last has one token
+
+
+@in_place_only
+def test_a_block_neither_changes_what_goes_in_nor_what_a_hook_keeps():
+    model, x = random_model(hidden_act="gelu", pooling="gap").prepare_for_inference(), pixels()
+    layer, kept = model.vit.layers[1], []
+    assert isinstance(layer, VitHfInPlaceLayer)
+    x = model.vit.embeddings(x)
+    before, expected = x.clone(), layer(x)
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+    for module in (layer, layer.mlp, layer.mlp.fc1, layer.attention.output):
+        hook = module.register_forward_hook(lambda module, given, result: kept.append((result, result.clone())))
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-5)
+        hook.remove()
+    assert [torch.equal(result, then) for result, then in kept] == [True] * 4
+
+
+@in_place_only
+def test_what_cannot_be_done_in_place_is_done_as_before():
+    model, x = random_model(hidden_act="gelu"), pixels()
+    plain = copy.deepcopy(model).requires_grad_(False)
+    model.prepare_for_inference()
+    expected = plain(x, output_attentions=True)
+    found = model(x, output_attentions=True)
+    for map_found, map_expected in zip(found.attentions, expected.attentions, strict=True):
+        torch.testing.assert_close(map_found, map_expected, rtol=0, atol=1e-6)
+    gradients = []
+    for network in (plain, model):  # what a saliency map asks for
+        leaf = x.clone().requires_grad_()
+        network(leaf).logits.square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).logits.dtype == plain(x).logits.dtype
+        torch.testing.assert_close(model(x).logits, plain(x).logits, rtol=0, atol=0.05)
+    assert model.to(torch.float64)(x.double()).logits.dtype == torch.float64
+
+
+class Adapted(torch.nn.Linear):
+    """A linear layer with something beside its weight, as an adapter has it."""
+
+    def forward(self, x):
+        return super().forward(x) - 0.5 * super().forward(-x)
+
+
+def test_an_adapter_is_named_and_not_lost():
+    model = random_model(layer_scale_init=0.3)
+    old = model.vit.layers[1].mlp.fc2
+    model.vit.layers[1].mlp.fc2 = Adapted(old.in_features, old.out_features)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.fc2 is a Adapted .* merge adapters"):
+        model.prepare_for_inference()
+    assert not model.vit.is_prepared
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+@in_place_only
+def test_an_adapter_that_comes_later_is_called():
+    model, x = random_model().prepare_for_inference(), pixels()
+    expected = model(x).logits
+    for layer in model.vit.layers:
+        layer.mlp.fc2.__class__ = Adapted
+    assert (model(x).logits - expected).abs().max() > 0.1
 
 
 def test_a_model_loaded_as_remote_code_can_be_prepared(tmp_path):
