@@ -36,6 +36,7 @@ from benchmarks.machine import describe_machine
 from rich.console import Console
 
 from vit_hf.inspection.style import save_figure
+from vit_hf.training.setup import multiplies_bfloat16_slowly
 
 MODES = ("infer", "train", "input", "epoch")
 PICTURES = {"cifar100": 5120, "imagenet": 2048}  # of a pass in mode input: the pipe fills in a small part of it
@@ -52,7 +53,7 @@ def read_options(words: list[str]) -> argparse.Namespace:
         "--precision",
         nargs="+",
         choices=("fp32", "bf16"),
-        help="fp32 and bf16; for mode epoch fp32 on a CPU, else bf16",
+        help="fp32, and bf16 where the CPU multiplies it fast; for mode epoch fp32 on a CPU, else bf16",
     )
     add("--batch", type=int, help="pictures a batch; by mode, device and model when not given")
     add("--rounds", type=int, help="times that each library is timed: 15, in mode input 7, in mode epoch 3")
@@ -100,7 +101,9 @@ def _plan_models(options: argparse.Namespace) -> Iterator[Work]:
     )
     for case in models.cases(modes, options.model, precisions, graphs, options.device, options.batch):
         limits = {"rounds": options.rounds or 15, "min_seconds": options.seconds, "memory": not options.no_memory}
-        yield case, _no_device(case.device), partial(models.measure, case, **limits)
+        slow = case.precision == "bf16" and multiplies_bfloat16_slowly(torch.device(case.device))
+        unasked = _SLOW if slow and options.precision is None else None
+        yield case, _no_device(case.device) or unasked, partial(models.measure, case, **limits)
 
 
 def _plan_inputs(options: argparse.Namespace) -> Iterator[Work]:
@@ -120,6 +123,9 @@ def _plan_epochs(options: argparse.Namespace) -> Iterator[Work]:
             lacking = epochs.missing(case) or _no_data(options.cifar100, "cifar100")
             limits = {"rounds": options.rounds or 3, "threads": options.threads, "workers": options.workers}
             yield case, lacking, partial(epochs.measure, case, options.cifar100, **limits)
+
+
+_SLOW = "this CPU multiplies bfloat16 slowly (a training step 20 to 30 times as long): give --precision bf16 for it"
 
 
 def _no_device(device: str) -> str | None:

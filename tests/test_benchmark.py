@@ -170,6 +170,15 @@ def test_what_cannot_be_measured_is_written_as_such(tmp_path, monkeypatch, capsy
     assert "give --cifar100 SOURCE" in (tmp_path / "benchmark.json").read_text()
 
 
+@pytest.mark.parametrize(("words", "left_out"), [([], [False, True]), (["--precision", "bf16"], [False])])
+def test_bfloat16_that_a_cpu_is_slow_at_is_measured_when_asked_for(words, left_out, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    options = benchmark.read_options(["--mode", "infer", "--device", "cpu", "--model", SMALL, *words])
+    cases = benchmark.plan(options)
+    assert [lacking is not None for _, lacking, _ in cases] == left_out
+    assert all("--precision bf16" in lacking for _, lacking, _ in cases if lacking)
+
+
 def test_peak_memory_forgets_what_was_before():
     memory.forget_peak()
     before = memory.held("VmRSS")

@@ -258,6 +258,11 @@ def test_the_peak_of_fake_tensors_equals_that_of_real_ones(tiny, changes, monkey
     assert count_peak(network, fields, 4) == fake
 
 
+def test_the_peak_is_counted_with_the_backward_pass_of_a_gpu(tiny, monkeypatch):
+    monkeypatch.setattr("vit_hf.modeling_vit_hf._attention_gradients", None)  # a CPU's, picture by picture
+    assert count_peak(VitHfForImageClassification(tiny()), recipe(mixed_precision="bf16"), 4) > 0
+
+
 def test_the_weights_file_has_the_planned_size(tmp_path):
     plan = planned()
     network, _ = build_model(recipe(), dict(enumerate("abcdefghij")))
@@ -463,6 +468,18 @@ def test_bfloat16_that_a_cpu_is_slow_at_is_warned_of(supported, monkeypatch, cap
     assert [message.endswith("use no (--mixed_precision no)") for message in caplog.messages] == [True] * (
         not supported
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="bfloat16 is fast here")
+def test_steps_that_take_minutes_each_are_not_timed(monkeypatch, caplog):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(module.Stepper, "take", None)  # no step is taken
+    plan = plan_run(recipe(mixed_precision="bf16"), images=900, classes=10)
+    assert plan.timing is None
+    assert "not measured" in _printed(plan)
+    assert [message.endswith("use no (--mixed_precision no)") for message in caplog.messages] == [True]
+    monkeypatch.undo()
+    assert plan_run(recipe(mixed_precision="no"), images=900, classes=10).timing is not None
 
 
 # ---------------------------------------------------------------------------------------------- text

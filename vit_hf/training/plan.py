@@ -28,7 +28,15 @@ from ..image_processing_vit_hf import VitHfImageProcessor
 from .costs import PEAK_ERROR, Network, count_activations, count_flops, count_peak, random_batch
 from .optim import StepPlan, build_average, build_optimizer, build_schedule, count_state
 from .recipe import Recipe
-from .setup import build_model, check_choice, check_launch, device_name, enable_checkpointing, plan_for
+from .setup import (
+    build_model,
+    check_choice,
+    check_launch,
+    device_name,
+    enable_checkpointing,
+    multiplies_bfloat16_slowly,
+    plan_for,
+)
 from .step import Stepper
 from .tasks import TASKS, Batch, Task
 
@@ -144,7 +152,8 @@ def plan_run(
         processes: how many would train it.
         images, classes: size of a training split (held-out pictures included) that is not at hand: the data is then not
             opened, and steps are timed with random pictures, without loading.
-        timing: whether to time steps.
+        timing: whether to time steps. Those in bfloat16 on a CPU that multiplies it slowly, which take minutes each,
+            are not timed all the same, and that CPU is warned of.
 
     Raises:
         ValueError, OSError: as `train` for a recipe, data or model that cannot be used; one of images and classes
@@ -218,8 +227,8 @@ def _time(
     processor: VitHfImageProcessor,
     pictures: Pictures | None,
     steps: StepPlan,
-) -> Timing:
-    """Time real steps of one process, on the device that Accelerate finds; the network moves."""
+) -> Timing | None:
+    """Time real steps of one process, on the device that Accelerate finds; the network moves. None: too slow there."""
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.cpu_threads or threads)
     try:
@@ -228,6 +237,8 @@ def _time(
             mixed_precision=recipe.mixed_precision, dynamo_backend="inductor" if recipe.compile else None
         )
         check_launch(recipe, accelerator)
+        if recipe.mixed_precision == "bf16" and multiplies_bfloat16_slowly(accelerator.device):
+            return None
         if recipe.gradient_checkpointing:
             enable_checkpointing(network)
         average = None

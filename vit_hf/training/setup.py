@@ -119,9 +119,10 @@ def check_trackers(recipe: Recipe, accelerator: Accelerator) -> None:
         )
 
 
-def _multiplies_bfloat16_slowly() -> bool:
-    """Whether torch has no bfloat16 products of oneDNN for this processor (x86 without AVX-512)."""
-    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def multiplies_bfloat16_slowly(device: torch.device) -> bool:
+    """Whether the device is a processor that torch has no bfloat16 products of oneDNN for (x86 without AVX-512)."""
+    here = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return here and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def check_launch(recipe: Recipe, accelerator: Accelerator) -> None:
@@ -131,7 +132,7 @@ def check_launch(recipe: Recipe, accelerator: Accelerator) -> None:
     """
     if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision fp16 needs a GPU, this process has none; use bf16, or no for float32")
-    slow = recipe.mixed_precision == "bf16" and accelerator.device.type == "cpu" and _multiplies_bfloat16_slowly()
+    slow = recipe.mixed_precision == "bf16" and multiplies_bfloat16_slowly(accelerator.device)
     if slow and accelerator.is_main_process:
         logger.warning(
             "mixed_precision bf16: torch has no fast products for it on this CPU (with AVX2 alone a step took 20 to 30 "
