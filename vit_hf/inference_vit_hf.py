@@ -168,9 +168,7 @@ class VitHfInPlaceLayer(VitHfLayer):
 
 def _add_product(residual: torch.Tensor, x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
     """Return residual (B, Q, D) + linear(x), where the product adds to what it finds."""
-    total = (
-        residual + linear.bias
-    ).contiguous()  # without prefix tokens the first block's lie as the projection left them
+    total = (residual + linear.bias).contiguous()  # without prefix tokens the first block's are not yet
     total.view(-1, total.shape[-1]).addmm_(x.flatten(0, 1), linear.weight.T)
     return total
 
