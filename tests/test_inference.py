@@ -139,6 +139,19 @@ def test_pictures_go_in_as_uint8(options, fields):
     torch.testing.assert_close(prepared(raw).logits, expected, rtol=0, atol=1e-5)
 
 
+def test_patches_of_bytes_round_no_worse_than_normalised_ones():
+    fields = {"image_size": 64, "patch_size": 16, "hidden_size": 64, "layer_norm_eps": 1e-6}
+    model, processor = random_model(**fields), VitHfImageProcessor(size={"height": 64, "width": 64})
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    x = processor(PIL.Image.fromarray(picture), return_tensors="pt")["pixel_values"]
+    raw = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double().vit.embeddings.patch_embeddings(x.double())
+        plain = model.vit.embeddings.patch_embeddings(x)
+        folded = model.prepare_for_inference(processor).vit.embeddings.patch_embeddings(raw)
+    assert (folded - exact).square().mean() < 2 * (plain - exact).square().mean()
+
+
 def test_pixels_of_the_wrong_kind_are_refused():
     raw = torch.zeros(1, 3, 16, 24, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"pixel_values are torch.uint8; expected float, from the image processor"):

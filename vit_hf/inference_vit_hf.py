@@ -244,7 +244,7 @@ def _has_avx512() -> bool:
 
 
 def _take_uint8(model: VitHfPreTrainedModel, image_processor) -> None:
-    """Fold (pixel * rescale - mean) / std into the patch projection, worked out in float64."""
+    """Fold ((pixel + 128) * rescale - mean) / std into the projection of pixels less 128, worked out in float64."""
     patches, config = model.encoder.embeddings.patch_embeddings, model.config
     if patches.stem is not None:
         raise ValueError(
@@ -268,5 +268,5 @@ def _take_uint8(model: VitHfPreTrainedModel, image_processor) -> None:
     bias = torch.zeros(len(kernel), dtype=torch.float64) if old.bias is None else old.bias.to("cpu", torch.float64)
     new = nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, stride=old.stride, bias=True)  # type: ignore[arg-type]
     new.weight = nn.Parameter((kernel * (factor / divisor)).to(old.weight))
-    new.bias = nn.Parameter((bias - (kernel * (shift / divisor)).sum(dim=(1, 2, 3))).to(old.weight))
+    new.bias = nn.Parameter((bias + (kernel * ((128 * factor - shift) / divisor)).sum(dim=(1, 2, 3))).to(old.weight))
     patches.projection, patches.takes_uint8 = new, True

@@ -289,6 +289,8 @@ class VitHfPatchEmbeddings(nn.Module):
         if (pixel_values.dtype == torch.uint8) != self.takes_uint8:
             expected = "uint8, as the model was prepared" if self.takes_uint8 else "float, from the image processor"
             raise ValueError(f"pixel_values are {pixel_values.dtype}; expected {expected}")
+        if self.takes_uint8:
+            pixel_values = (pixel_values ^ 128).view(torch.int8)  # 128 less: sums of small numbers round less
         pixel_values = pixel_values.to(self.projection.weight.dtype)
         if visible_patches is not None:
             return self._project(pixel_values, visible_patches)
