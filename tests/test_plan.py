@@ -471,7 +471,7 @@ def test_bfloat16_that_a_cpu_is_slow_at_is_warned_of(supported, monkeypatch, cap
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="bfloat16 is fast here")
-def test_steps_that_take_minutes_each_are_not_timed(monkeypatch, caplog):
+def test_steps_in_bfloat16_that_a_cpu_is_slow_at_are_not_timed(monkeypatch, caplog):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     monkeypatch.setattr(module.Stepper, "take", None)  # no step is taken
     plan = plan_run(recipe(mixed_precision="bf16"), images=900, classes=10)

@@ -152,8 +152,8 @@ def plan_run(
         processes: how many would train it.
         images, classes: size of a training split (held-out pictures included) that is not at hand: the data is then not
             opened, and steps are timed with random pictures, without loading.
-        timing: whether to time steps. Those in bfloat16 on a CPU that multiplies it slowly, which take minutes each,
-            are not timed all the same, and that CPU is warned of.
+        timing: whether to time steps. Those in bfloat16 on a CPU that multiplies it slowly are not timed; a warning
+            says so.
 
     Raises:
         ValueError, OSError: as `train` for a recipe, data or model that cannot be used; one of images and classes
