@@ -136,6 +136,21 @@ def test_crop_rounding_round_crops_as_torchvision_does(processor_class, margin):
 
 
 @BOTH
+def test_crop_rounding_and_antialias_hold_for_one_call_where_they_are_given(processor_class):
+    image = Image.fromarray(noise(57, 71, 3))
+    settings = {"size": {"height": 41, "width": 43}, "do_center_crop": True, "crop_size": {"height": 14, "width": 16}}
+    plain = processor_class(**settings)
+    before = plain.to_dict()
+    for change in ({"antialias": False}, {"crop_rounding": "round"}, {"antialias": False, "crop_rounding": "round"}):
+        expected = pixel_values(processor_class(**settings, **change), image)
+        assert torch.equal(pixel_values(plain, image, **change), expected)
+        assert not torch.equal(pixel_values(plain, image), expected)
+    with pytest.raises(ValueError, match="crop_rounding is 'up'; expected 'floor' or 'round'"):
+        plain(image, crop_rounding="up")
+    assert plain.to_dict() == before
+
+
+@BOTH
 def test_crop_rounding_is_saved_pads_what_is_too_small_and_refuses_other_words(processor_class, tmp_path):
     settings = {"do_resize": False, "do_center_crop": True, "crop_size": (8, 9)}
     processor = processor_class(**settings, crop_rounding="round", antialias=False)

@@ -1,6 +1,7 @@
 """Preparing a model for inference: the same logits, and clear words for what is no longer possible."""
 
 import copy
+import pickle
 import subprocess
 import sys
 
@@ -17,6 +18,8 @@ from vit_hf import (
     VitHfImageProcessor,
     VitHfModel,
 )
+from vit_hf.checkpoints.export import export_checkpoint
+from vit_hf.checkpoints.receipt import CheckpointError
 from vit_hf.inference_vit_hf import VitHfInPlaceLayer, VitHfPackedLayer
 
 SMALL = {
@@ -201,12 +204,40 @@ def test_what_a_prepared_model_cannot_do_is_said(tmp_path):
     assert not (tmp_path / "model").exists()
     with pytest.raises(RuntimeError, match=r"cannot be trained; load it again"):
         model.train()
+    assert not any(module.training for module in model.modules())  # none is left half switched
     with pytest.raises(RuntimeError, match=r"stays on the CPU in torch.float32"):
         model.to(torch.bfloat16)
     with pytest.raises(ValueError, match=r"gives no attention maps"):
         model(pixels(), output_attentions=True)
     assert model.eval().to("cpu") is model  # no move at all
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_training_is_refused_and_nothing_exported_in_either_form(tmp_path):
+    model = random_model(hidden_dropout_prob=0.5, hidden_act="gelu", image_size=[16, 16])
+    model.prepare_for_inference(VitHfImageProcessor(size=16))
+    with pytest.raises(RuntimeError, match=r"cannot be trained; load it again"):
+        model.train()
+    assert not any(module.training for module in model.modules())
+    for target in ("google", "timm", "torchvision", "transformers"):
+        with pytest.raises(CheckpointError, match=r"prepared for inference .* cannot be exported; export the model as"):
+            export_checkpoint(model, tmp_path / "out", target=target)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prepared_model_comes_back_from_a_pickle(dtype):
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no bfloat16 on this processor")
+    model, x = random_model(hidden_act="gelu").to(dtype).prepare_for_inference(), pixels()
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x).logits, model(x).logits)
+
+
+def test_one_mean_for_all_channels_is_folded_in():
+    model, raw = random_model(), torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
+    expected = model((raw.float() / 255 - 0.4) / 0.2).logits
+    found = model.prepare_for_inference(VitHfImageProcessor(image_mean=0.4, image_std=0.2))(raw).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_copy_of_a_prepared_model_stands_alone():

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
 from vit_hf import VitHfForImageClassification, VitHfForMaskedImageModeling, VitHfModel
 from vit_hf.configuration_vit_hf import POSITION_INTERPOLATIONS
 from vit_hf.modeling_vit_hf import (
     VitHfLayer,
     VitHfMLP,
+    VitHfPreTrainedModel,
     VitHfResidualScale,
     _attend_by_products,
     _GELUComputedAgain,
@@ -814,6 +816,54 @@ def test_weights_that_wait_on_disk_are_fetched_for_each_layer(grad, options, tin
         close(offloaded(images()).logits, model(images()).logits)
 
 
+def test_pixels_wait_on_disk_for_masked_images_too(tiny, randomise, tmp_path):
+    model = randomise(VitHfForMaskedImageModeling(tiny(decoder_num_hidden_layers=1, decoder_num_attention_heads=2)))
+    model.save_pretrained(tmp_path / "model")
+    folders = {"pretrained_model_name_or_path": tmp_path / "model", "offload_folder": tmp_path / "offload"}
+    offloaded = VitHfForMaskedImageModeling.from_pretrained(**folders, device_map={"": "disk"})
+    mask = torch.arange(12).expand(3, 12) % 3 == 0
+    close(offloaded(images(), mask).reconstruction, model(images(), mask).reconstruction)
+
+
+@pytest.mark.parametrize("change", [{"num_labels": 4}, {"image_size": [32, 24]}, {"patch_size": 8}], ids=str)
+def test_a_model_on_disk_cannot_be_changed_while_it_is_loaded(change, tiny, tmp_path):
+    VitHfForImageClassification(tiny()).save_pretrained(tmp_path / "model")
+    folders = {"pretrained_model_name_or_path": tmp_path / "model", "offload_folder": tmp_path / "offload"}
+    with pytest.raises(ValueError, match=r"load it without device_map, save it as changed, and load that"):
+        VitHfForImageClassification.from_pretrained(**folders, **change, device_map={"": "disk"})
+    VitHfForImageClassification.from_pretrained(tmp_path / "model", **change, device_map="cpu")  # nothing waits there
+
+
+class Segmenter(VitHfPreTrainedModel):
+    """A head of a user's own."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.vit = VitHfModel(config)
+        self.decode_head = torch.nn.Linear(config.hidden_size, 4)
+        self.post_init()
+
+
+def test_a_head_of_ones_own_starts_anew_and_the_encoder_is_loaded_whole(tiny, randomise, tmp_path):
+    model = randomise(VitHfForImageClassification(tiny()))
+    model.save_pretrained(tmp_path)
+    found, info = Segmenter.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == {"decode_head.weight", "decode_head.bias"}
+    assert found.decode_head.weight.abs().sum() > 0
+    for name, tensor in model.vit.state_dict().items():
+        assert torch.equal(found.vit.state_dict()[name], tensor)
+    found.save_pretrained(tmp_path / "own")  # and its own weights must all be there
+    Segmenter.from_pretrained(tmp_path / "own")
+    kept = {name: tensor for name, tensor in found.state_dict().items() if name != "decode_head.bias"}
+    found.save_pretrained(tmp_path / "less", state_dict=kept)
+    with pytest.raises(ValueError, match=r"missing: decode_head\.bias"):
+        Segmenter.from_pretrained(tmp_path / "less")
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name != "vit.norm.weight"}
+    model.save_pretrained(tmp_path / "hole", state_dict=kept)
+    with pytest.raises(ValueError, match=r"missing: vit\.norm\.weight"):
+        Segmenter.from_pretrained(tmp_path / "hole")
+
+
 def test_gelu_is_computed_again_where_that_saves_memory(tiny, randomise, monkeypatch):
     calls = []
     apply = _GELUComputedAgain.apply
@@ -1229,6 +1279,45 @@ def test_training_never_changes_the_config(labels, tiny):
     model(images(), labels=torch.tensor([0, 1, 2])).loss.backward()
     assert model.config.to_dict() == before
     assert model.config.problem_type is None
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "labels"),
+    [
+        ("multi_label_classification", 5, torch.tensor([[1.0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]])),
+        ("regression", 5, torch.linspace(-3, 3, 15).view(3, 5)),
+        ("regression", 1, torch.tensor([5.0, 7.0, -1.0])),
+        ("single_label_classification", 5, torch.tensor([4, 0, 2])),
+    ],
+)
+def test_a_problem_type_in_the_config_gives_the_loss_of_transformers(problem_type, num_labels, labels, tiny, randomise):
+    model = randomise(VitHfForImageClassification(tiny(problem_type=problem_type, num_labels=num_labels)))
+    found = model(images(), labels=labels)
+    close(found.loss, ForSequenceClassificationLoss(labels, found.logits, model.config))
+    parts = [model(images()[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=labels.numel()) for i in range(3)]
+    close(sum(part.loss for part in parts), found.loss)  # accumulated as by transformers' Trainer
+    found.loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.classifier.parameters())
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels", "words"),
+    [
+        ("multi_label_classification", torch.zeros(3, dtype=torch.int64), r"shape \(3,\) .*expected float of shape"),
+        ("multi_label_classification", torch.zeros(3, 5, dtype=torch.int64), r"int64; expected float of shape"),
+        ("regression", torch.zeros(3), r"shape \(3,\) .*expected float of shape \(3, 5\), as problem_type is 'regr"),
+        ("ranking", torch.zeros(3, dtype=torch.int64), "problem_type is 'ranking'; expected None or one of single_lab"),
+    ],
+)
+def test_labels_that_do_not_fit_the_problem_type_raise(problem_type, labels, words, tiny):
+    model = VitHfForImageClassification(tiny(problem_type=problem_type))
+    with pytest.raises(ValueError, match=words):
+        model(images(), labels=labels)
+
+
+def test_label_smoothing_goes_with_classes_only():
+    with pytest.raises(ValueError, match=r"label_smoothing is 0.1; expected 0, as problem_type is 'regression'"):
+        classification_loss(torch.zeros(2, 1), torch.zeros(2), label_smoothing=0.1, problem_type="regression")
 
 
 # ------------------------------------------------------------------------------------------- masked modelling

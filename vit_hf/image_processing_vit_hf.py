@@ -33,6 +33,7 @@ orientation included.
 Shapes: B batch, C channels, H x W pixels.
 """
 
+import copy
 import os
 import struct
 import warnings
@@ -316,6 +317,12 @@ class VitHfImageKwargs(ImagesKwargs, total=False):
     antialias: bool
 
 
+def _check_rounding(crop_rounding: str) -> str:
+    if crop_rounding not in ("floor", "round"):
+        raise ValueError(f"crop_rounding is {crop_rounding!r}; expected 'floor' or 'round'")
+    return crop_rounding
+
+
 class _VitHfDefaults:
     """What both backends share: the defaults, the way in and the way to disk."""
 
@@ -337,9 +344,17 @@ class _VitHfDefaults:
     image_std = (0.5, 0.5, 0.5)
 
     def __init__(self, **kwargs):
-        if (rounding := kwargs.get("crop_rounding", "floor")) not in ("floor", "round"):
-            raise ValueError(f"crop_rounding is {rounding!r}; expected 'floor' or 'round'")
+        _check_rounding(kwargs.get("crop_rounding", "floor"))
         super().__init__(**kwargs)
+
+    def preprocess(self, images, *args, crop_rounding: str | None = None, antialias: bool | None = None, **kwargs):
+        """Process pictures; `crop_rounding` and `antialias`, too, hold for one call where they are given."""
+        if crop_rounding is None and antialias is None:
+            return super().preprocess(images, *args, **kwargs)  # type: ignore[misc]
+        other: Any = copy.copy(self)
+        other.crop_rounding = self.crop_rounding if crop_rounding is None else _check_rounding(crop_rounding)
+        other.antialias = self.antialias if antialias is None else antialias
+        return other.preprocess(images, *args, **kwargs)
 
     @property
     def image_hw(self) -> tuple[int, int]:

@@ -56,6 +56,12 @@ class VitHfPackedLinear(nn.Module):
     def __deepcopy__(self, memo: dict) -> "VitHfPackedLinear":
         return self  # nothing in it ever changes
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "weight": self.weight.to_dense()}  # packed ones have no storage to be written
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__({**state, "weight": torch.ops.mkldnn._reorder_linear_weight(state["weight"])})
+
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Return x @ weight.T + bias, activated, or with (..., outputs) `residual` added; in the weight's dtype."""
         product, x = torch.ops.mkldnn._linear_pointwise, x.to(self.dtype).contiguous()  # autocast gives others
@@ -108,12 +114,6 @@ class VitHfPackedLayer(VitHfLayer):
             mixed, _ = self.attention.attend(*parts, **kwargs)  # (B, Q, A, K)
         hidden_states = self.output(mixed.flatten(2), hidden_states)  # (B, Q, D)
         return self.fc2(self.activation(self.fc1(self.norm2(hidden_states))), hidden_states)
-
-    def train(self, mode: bool = True) -> "VitHfPackedLayer":
-        """Refuse training; evaluation is what it does."""
-        if mode:
-            raise RuntimeError("a model that was prepared for inference cannot be trained; load it again")
-        return super().train(mode)
 
     def _apply(self, fn, recurse=True):
         """Refuse to move or to change dtype, which packed weights cannot; a move to where it lies changes nothing."""
@@ -206,7 +206,7 @@ def prepare_for_inference(model: VitHfPreTrainedModel, image_processor=None) -> 
                 )
     if image_processor is not None:
         _take_uint8(model, image_processor)
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     weight = layers[0].mlp.fc2.weight
     packed, in_place = _can_pack(weight), weight.device.type == "cpu" and weight.dtype == torch.float32
     for index, layer in enumerate(layers):
@@ -222,6 +222,7 @@ def prepare_for_inference(model: VitHfPreTrainedModel, image_processor=None) -> 
             if in_place:
                 VitHfInPlaceLayer.convert(layer)
     encoder.is_prepared = True
+    model.eval()
 
 
 def _can_pack(weight: torch.Tensor) -> bool:
@@ -256,6 +257,7 @@ def _take_uint8(model: VitHfPreTrainedModel, image_processor) -> None:
     ones, zeros = [1.0] * config.num_channels, [0.0] * config.num_channels
     mean, std = (image_processor.image_mean, image_processor.image_std) if image_processor.do_normalize else (
         zeros, ones)  # fmt: skip
+    mean, std = ([each] * config.num_channels if isinstance(each, (int, float)) else each for each in (mean, std))
     if len(mean) != config.num_channels or len(std) != config.num_channels:
         raise ValueError(
             f"the image processor normalises {len(mean)} channels, the model takes {config.num_channels}; expected the "

@@ -308,6 +308,8 @@ class VitHfPatchEmbeddings(nn.Module):
         cut = pixel_values.unflatten(3, (-1, patch_w)).unflatten(2, (-1, patch_h))  # (B, C, h, patch_h, w, patch_w)
         picture = torch.arange(len(patches), device=patches.device)[:, None]  # (B, 1)
         chosen = cut[picture, :, patches // width, :, patches % width]  # (B, V, C, patch_h, patch_w)
+        if _is_watched(self.projection):  # what is hooked to it must see a call
+            return self.projection(chosen.flatten(0, 1)).flatten(1).unflatten(0, patches.shape)  # (B, V, D)
         return F.linear(chosen.flatten(2), self.projection.weight.flatten(1), self.projection.bias)  # (B, V, D)
 
 
@@ -506,6 +508,11 @@ def _attention_gradients(
     of_scores = torch._softmax_backward_data(of_weights, weights, -1, wide).to(narrow)
     of_value = weights.to(narrow).transpose(-2, -1) @ gradient  # (B, A, N, K)
     return of_scores @ key * scaling, of_scores.transpose(-2, -1) @ query * scaling, of_value
+
+
+def _is_offloaded(model: nn.Module) -> bool:
+    """Whether Accelerate fetches some of the weights when they are needed."""
+    return any(weight.is_meta for weight in model.parameters()) and any(map(_is_watched, model.modules()))
 
 
 def _is_watched(module: nn.Module) -> bool:
@@ -845,6 +852,12 @@ class VitHfPreTrainedModel(PreTrainedModel):
         """The `VitHfModel` inside, or the model itself."""
         return cast(VitHfModel, getattr(self, self.base_model_prefix, self))
 
+    def train(self, mode: bool = True):
+        """Switch to training or evaluation; RuntimeError where the model was prepared for inference."""
+        if mode and getattr(self.encoder, "is_prepared", False):
+            raise RuntimeError("a model that was prepared for inference cannot be trained; load it again")
+        return super().train(mode)
+
     def prepare_for_inference(self, image_processor=None):
         """Rewrite the network in place, so that the same logits take less time; it can then not be trained or saved.
 
@@ -1046,7 +1059,13 @@ class VitHfPreTrainedModel(PreTrainedModel):
             if weight.device.type != "meta" and weight.is_floating_point() and not weight.isfinite().all():
                 problems.append(f"NaN or infinite: {key}")
         cls._refuse(problems, architectures, path)
-        if (wanted.image_hw, wanted.patch_hw) != (stored.image_hw, stored.patch_hw):
+        resized = (wanted.image_hw, wanted.patch_hw) != (stored.image_hw, stored.patch_hw)
+        if (resized or wanted.id2label != stored.id2label) and _is_offloaded(model):
+            raise ValueError(
+                f"{path}: the size or the classes of a model cannot be changed where device_map leaves weights on the "
+                "disk or in another memory; load it without device_map, save it as changed, and load that"
+            )
+        if resized:
             model.set_image_size(wanted.image_size, wanted.patch_size)
         if wanted.id2label != stored.id2label:
             model.set_labels(wanted.id2label)
@@ -1090,12 +1109,13 @@ class VitHfPreTrainedModel(PreTrainedModel):
     def _differences(cls, info: dict, architectures: list[str], accepts_other_shapes: bool) -> list[str]:
         """List what is wrong with weights, all of it that a difference of classes does not explain."""
         heads = ("classifier.", "distillation_classifier.", "decoder.", "pooler.", "embeddings.mask_token")
-        other_class = cls.__name__ not in architectures
+        other_class, has_head = cls.__name__ not in architectures, not issubclass(cls, VitHfModel)
         problems = [
             f"{kind[:-5]}: {key}"
             for kind in ("missing_keys", "unexpected_keys")
             for key in sorted(info[kind])
             if not (other_class and key.removeprefix("vit.").startswith(heads))
+            if not (other_class and has_head and kind == "missing_keys" and not key.startswith("vit."))  # a new head's
         ]
         if not accepts_other_shapes:
             shapes = sorted(info["mismatched_keys"])
@@ -1188,8 +1208,9 @@ def classification_loss(
     *,
     label_smoothing: float = 0.0,
     num_items: torch.Tensor | int | None = None,
+    problem_type: str | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy against class indices or against probabilities, in float32.
+    """Cross-entropy against class indices or against probabilities, in float32; or what `problem_type` names.
 
     Args:
         logits: (B, L), float.
@@ -1198,13 +1219,21 @@ def classification_loss(
         label_smoothing: share of the target that is spread evenly over the classes, in [0, 1).
         num_items: what to divide the sum by instead of the number of counted samples: the `num_items_in_batch` of
             transformers' Trainer, which counts label elements, so B*L for probabilities.
+        problem_type: as in a config of transformers, which never changes here. None or "single_label_classification":
+            as above. "multi_label_classification": binary cross-entropy of each class against labels (B, L), float in
+            [0, 1]. "regression": squared error against labels (B, L), float, or (B,) where L is 1.
 
     Returns:
-        Scalar float32: the mean over the counted samples, 0 if there is none.
+        Scalar float32: the mean over the counted samples (0 if there is none); for the other two over all B*L elements.
 
     Raises:
-        ValueError: the labels fit neither form.
+        ValueError: the labels do not fit, or `problem_type` is not one of these.
     """
+    if problem_type in _ELEMENTWISE_LOSSES:
+        return _elementwise_loss(logits, labels, problem_type, label_smoothing, num_items)
+    if problem_type not in (None, "single_label_classification"):
+        expected = ", ".join(("single_label_classification", *_ELEMENTWISE_LOSSES))
+        raise ValueError(f"problem_type is {problem_type!r}; expected None or one of {expected}")
     soft = labels.is_floating_point()
     if labels.shape != (logits.shape if soft else logits.shape[:1]):
         raise ValueError(
@@ -1217,6 +1246,33 @@ def classification_loss(
     if num_items is None:
         return total / (logits.shape[0] if soft else (labels != -100).sum().clamp(min=1))
     return total / (num_items / logits.shape[1] if soft else num_items)
+
+
+_ELEMENTWISE_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "multi_label_classification": F.binary_cross_entropy_with_logits,
+    "regression": F.mse_loss,
+}
+
+
+def _elementwise_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    problem_type: str,
+    label_smoothing: float,
+    num_items: torch.Tensor | int | None,
+) -> torch.Tensor:
+    """Return the loss of a problem that has one label an output; see `classification_loss`."""
+    if labels.shape == logits.shape[:1] and logits.shape[1] == 1:
+        labels = labels[:, None]  # (B, 1)
+    if labels.shape != logits.shape or not labels.is_floating_point():
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; expected float of shape "
+            f"{tuple(logits.shape)}, as problem_type is {problem_type!r}"
+        )
+    if label_smoothing:
+        raise ValueError(f"label_smoothing is {label_smoothing}; expected 0, as problem_type is {problem_type!r}")
+    total = _ELEMENTWISE_LOSSES[problem_type](logits.float(), labels.float(), reduction="sum")
+    return total / (labels.numel() if num_items is None else num_items)
 
 
 class VitHfForImageClassification(VitHfPreTrainedModel):
@@ -1266,7 +1322,8 @@ class VitHfForImageClassification(VitHfPreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W), float, normalised as the image processor does.
-            labels: class indices (B,) int64, or probabilities (B, L) float; see `classification_loss`.
+            labels: class indices (B,) int64, or probabilities (B, L) float; or as the config's `problem_type` wants
+                them, see `classification_loss`.
             interpolate_pos_encoding: accept other sizes than the config's by resampling the positions.
             num_items_in_batch: divisor of the summed loss, as transformers' Trainer passes it.
             kwargs: as in `VitHfModel.forward`.
@@ -1285,7 +1342,10 @@ class VitHfForImageClassification(VitHfPreTrainedModel):
         if self.distillation_classifier is not None:
             tokens = cast(torch.Tensor, outputs.last_hidden_state)
             logits = (logits + self.distillation_classifier(tokens[:, 1])) / 2
-        loss = None if labels is None else classification_loss(logits, labels, num_items=num_items_in_batch)
+        loss = None
+        if labels is not None:
+            wanted = self.config.problem_type
+            loss = classification_loss(logits, labels, num_items=num_items_in_batch, problem_type=wanted)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

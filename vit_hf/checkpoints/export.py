@@ -46,6 +46,9 @@ def export_checkpoint(
 ) -> Path:
     """Write a model's weights for another library; reading them back gives the same bits.
 
+    A .pth file holds the weights alone: what they do not tell (number of heads, pooling, activation, image size, ...)
+    must then be named to `load_checkpoint` where it differs from the library's own models; a .safetensors file has it.
+
     Args:
         model: any `VitHfForImageClassification`, of one floating-point dtype.
         path: what to write; it must not exist. "google": a .npz file. "timm", "torchvision": a .safetensors or .pth
@@ -60,7 +63,7 @@ def export_checkpoint(
 
     Raises:
         CheckpointError: (a ValueError) the target cannot express the model; every field that it cannot is named. Or
-            the path has another suffix.
+            the path has another suffix, or the model was prepared for inference.
         FileExistsError: something lies at the path.
     """
     path = Path(path)
@@ -68,6 +71,11 @@ def export_checkpoint(
         raise ValueError(f"target is {target!r}; expected one of {', '.join(LIBRARIES)}")
     if not isinstance(model, VitHfForImageClassification):
         raise TypeError(f"model is a {type(model).__name__}; expected a VitHfForImageClassification")
+    if model.encoder.is_prepared:
+        raise CheckpointError(
+            "a model that was prepared for inference has other weights than its class and cannot be exported; export "
+            "the model as it was loaded"
+        )
     _check_expressible(model.config, target)
     if path.suffix and path.suffix not in SUFFIXES[target]:
         expected = " or ".join((*SUFFIXES[target], "a folder (no suffix)"))
