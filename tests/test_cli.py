@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, and one clear line for whatever the user can mend."""
 
+import ast
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import PIL.Image
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from huggingface_hub.utils import validate_repo_id
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
@@ -25,6 +27,7 @@ from transformers import (
 
 from vit_hf import VitHfConfig, VitHfForImageClassification, VitHfImageProcessor
 from vit_hf.cli import main
+from vit_hf.cli.training import _next_commands
 
 FAST = ["--max-steps", "2", "--data.max_train_images", "64", "--data.max_test_images", "40", "--trackers", "none"]
 
@@ -99,6 +102,28 @@ def test_predict_prints_probabilities_and_draws_them(model, picture, tmp_path, c
     assert "a bird" in printed
     with PIL.Image.open(tmp_path / "plot.png") as plot:
         assert plot.size[0] > 300
+
+
+@pytest.mark.parametrize("name", ["plot.jpg", "none/plot.png"])
+def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_runs(name, model, picture, tmp_path, capsys):
+    assert main(["predict", str(model), str(picture), "--save-plot", str(tmp_path / name)]) == 1
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert re.search(r"cannot draw to 'plot.jpg'|the folder .*none of plot.png does not exist", streams.err)
+
+
+def test_the_next_commands_can_be_typed_as_they_stand_whatever_the_folder_is_called():
+    folder = Path("my runs/it's $HOME [red]")
+    lines = [shlex.split(line) for line in _next_commands(folder, is_classifier=True)]
+    for words in lines:
+        if words[0] == "vit-hf":
+            assert words[2] == str(folder)
+    (push,) = [words for words in lines if words[1] == "push"]
+    validate_repo_id(push[3])
+    assert len(push) == 4
+    (code,) = [words[2] for words in lines if words[:2] == ["python", "-c"]]
+    strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    assert str(folder) in strings
 
 
 def test_predict_as_json_gives_probabilities_that_sum_to_one(model, picture, capsys):

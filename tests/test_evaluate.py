@@ -4,11 +4,13 @@ import json
 import os
 import re
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import load_from_disk
 from safetensors.torch import load_file, save_file
 from small_scored import NAMES, noise, save_data, save_model
@@ -208,6 +210,54 @@ def test_numbers_that_are_not_finite_are_no_json(tmp_path):
 def test_a_folder_that_is_not_empty_is_refused_before_anything_runs(done, capsys):
     line = fails(capsys, "no-such-model", "--output", done[0])
     assert re.search(r"scores exists and is not an empty folder; choose another --output", line)
+
+
+@pytest.mark.parametrize("place", ["file/scores", "file/deep/scores", "/proc/none/scores"])
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(place, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    line = fails(capsys, "no-such-model", "--output", tmp_path / place)
+    assert re.search(r"cannot write to .*scores \(.+\); choose another --output", line)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_run_is_scored_on_the_data_it_had_and_not_on_what_lies_there_now(model, data, tmp_path, capsys, monkeypatch):
+    """A relative path leads elsewhere from elsewhere: to nothing, or to other pictures."""
+    run = tmp_path / "run"
+    shutil.copytree(model, run)
+    section = {"source": "data", "max_test_images": None}
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"data": section}))
+    record = {"source": "data", "kind": "saved", "splits": {"test": {"n": 23}}}
+    (run / "run.json").write_text(json.dumps({"data": record}))
+    monkeypatch.chdir(data.parent)
+    assert main(["evaluate", str(run)]) == 0
+    assert "on 23 pictures of data, split test" in capsys.readouterr().out
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    line = fails(capsys, run)
+    assert f"was trained on 'data', files on a disk, and there are none at {tmp_path / 'there' / 'data'}" in line
+    assert "name the data with --data SOURCE" in line
+    save_data(tmp_path / "there" / "data", noise(9, 20, 30))
+    line = fails(capsys, run)
+    assert "was tested on 23 pictures of 'data', which has 9 here; expected the same data: name it with --data" in line
+    assert main(["evaluate", str(run), "--data", "data"]) == 0  # asked for by name
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"data": {**section, "max_test_images": 23}}))
+    assert main(["evaluate", str(run)]) == 0  # the run was shortened, scoring is not
+
+
+def test_sigterm_leaves_nothing_half_made(model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("vit_hf.evaluation.run.write_scores", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", str(model), "--data", str(data), "--output", str(tmp_path / "out" / "scores")])
+    assert stopped.value.code == 143
+    assert os.listdir(tmp_path / "out") == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_name_in_brackets_is_printed_whole(model, tmp_path, capsys):
+    data = save_data(tmp_path / "my[red]set", noise(5, 20, 30))
+    assert main(["evaluate", str(model), "--data", str(data)]) == 0
+    assert "on 5 pictures of my[red]set, split test" in capsys.readouterr().out
 
 
 def test_an_unknown_split_lists_those_there_are(model, data, capsys):

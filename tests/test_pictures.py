@@ -193,7 +193,10 @@ def test_a_streamed_source_has_no_length_and_no_hash_and_is_shortened_from_the_f
 
 
 def test_holding_out_of_a_stream_is_an_error(saved):
-    with pytest.raises(ValueError, match=r"found a streamed one; load it without streaming"):
+    with pytest.raises(
+        ValueError,
+        match=r"cannot hold out 0\.\d+ of a streamed set, .*data\.validation_fraction 0, or data\.streaming false",
+    ):
         open_pictures(DataFields(source=saved("train", "test"), streaming=True, validation_fraction=0.1))
 
 

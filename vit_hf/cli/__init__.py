@@ -2,7 +2,9 @@
 
 import argparse
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from transformers.utils import logging
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
     0 done; 1 an error, the message tells how to mend it; 2 usage; 75 training was stopped by SIGTERM or Ctrl-C and can
-    be resumed; 130 Ctrl-C elsewhere, or twice.
+    be resumed; 130 Ctrl-C elsewhere, or twice; 143 SIGTERM elsewhere.
     """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
@@ -60,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
     keep_freed_memory()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    takes_signal = in_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if takes_signal:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that half-made files are removed
     logging.disable_progress_bar()  # of loading and saving weights; ours show what takes long
     try:
         return options.run(options)
@@ -71,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"vit-hf {options.command}: error: {_clean(error)}", file=sys.stderr)
         return 1
+    finally:
+        if takes_signal:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -111,9 +111,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _new_table(measured: dict[str, Any], views: str, *columns: str):
+    from rich.markup import escape
     from rich.table import Table
 
-    title = f"on {measured['n']:,} pictures of {measured['data']}, split {measured['split']}{views}"
+    title = f"on {measured['n']:,} pictures of {escape(measured['data'])}, split {escape(measured['split'])}{views}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column(columns[0])
     for name in columns[1:]:

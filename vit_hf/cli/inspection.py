@@ -42,6 +42,7 @@ def add_commands(add: Add) -> None:
 
 def _summary(options: argparse.Namespace) -> int:
     from rich.console import Console, RenderableType
+    from rich.markup import escape
 
     from ..inspection.summary import compare, render, summarise
     from ..variants import VARIANTS
@@ -53,7 +54,7 @@ def _summary(options: argparse.Namespace) -> int:
         configs = {name: _config(name, sizes) for name in options.models or VARIANTS}
         if len(options.models) == 1:
             name, config = next(iter(configs.items()))
-            shown: RenderableType = render(summarise(config), title=name)
+            shown: RenderableType = render(summarise(config), title=escape(name))
         else:
             shown = compare(configs)
     console.print(shown)
@@ -73,6 +74,7 @@ def _config(name: str, sizes: dict[str, int]) -> "VitHfConfig":
 
 def _inspect(options: argparse.Namespace) -> int:
     from rich.console import Console
+    from rich.markup import escape
 
     from ..checkpoints.load import load_model, our_settings
     from ..evaluation.output import check_output, published
@@ -88,7 +90,7 @@ def _inspect(options: argparse.Namespace) -> int:
     model, processor = load_model(options.model)
     pictures = given if options.images else _tested(Path(options.model))
     summary = summarise(model.config)
-    Console().print(render(summary, title=options.model))
+    Console().print(render(summary, title=escape(options.model)))
     with Console(stderr=True).status("drawing") as status, published(output) as folder:
         written = write_inspection(
             model.eval(),

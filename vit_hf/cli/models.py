@@ -23,7 +23,10 @@ def _predict(options: argparse.Namespace) -> int:
     from ..data.images import read_rgb
     from ..evaluation.scoring import classify
     from ..inspection.plots import plot_predictions
+    from ..inspection.style import check_picture_name
 
+    if options.save_plot:
+        check_picture_name(options.save_plot)
     pictures = [read_rgb(path, where=path) for path in options.images]
     model, processor = load_model(options.model)
     answers = classify(model, processor, pictures, top_k=options.top_k)

@@ -86,13 +86,14 @@ def _run(options: argparse.Namespace, console: Any) -> int:
 
 def _summarise(options: argparse.Namespace, console: Any) -> int:
     """Print the tasks and the means of the groups; a mean without all its tasks is none."""
+    from rich.markup import escape
     from rich.table import Table
 
     from ..evaluation.probes.run import summarise_vtab
     from ..evaluation.probes.vtab_tasks import TASKS
 
     summary = summarise_vtab(options.vtab_summary, output=options.output)
-    table = Table(title=f"VTAB-1k, {summary['model']}")
+    table = Table(title=f"VTAB-1k, {escape(summary['model'])}")
     table.add_column("task")
     table.add_column("top-1", justify="right")
     for group, found in summary["groups"].items():
@@ -117,11 +118,12 @@ def _mean(found: dict[str, Any], count: int) -> str:
 
 
 def _probe_table(results: dict[str, Any]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
-        title=f"{results['data']}: {results['n_train']:,} pictures to learn from, {results['n']:,} of split "
-        f"{results['split']}; {results['width']} features",
+        title=f"{escape(results['data'])}: {results['n_train']:,} pictures to learn from, {results['n']:,} of split "
+        f"{escape(results['split'])}; {results['width']} features",
         title_justify="left",
     )
     for name in ("probe", "top-1", "95% interval", "seeds; choice"):

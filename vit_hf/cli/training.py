@@ -1,7 +1,9 @@
 """`vit-hf train`, `verify-resume`, `plan`, `recipes`."""
 
 import argparse
+import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -128,18 +130,19 @@ def _publish(publisher, folder: Path) -> None:
 
 def _next_commands(folder: Path, *, is_classifier: bool) -> list[str]:
     where = shlex.quote(str(folder))
+    name = re.sub(r"[^\w.-]+", "-", folder.name, flags=re.ASCII).strip("-.") or "model"  # as the Hub takes it
     if not is_classifier:
         return [
             f"vit-hf train vit_finetune --model.init_from {where} --data SOURCE",
             f"tensorboard --logdir {where}/tensorboard",
-            f"vit-hf push {where} OWNER/{folder.name}",
+            f"vit-hf push {where} OWNER/{name}",
         ]
     examples = sorted((folder / "examples").glob("*.png")) if (folder / "examples").is_dir() else []
     pictures = f"{where}/examples/*.png" if examples else "PICTURE.jpg"
     first = str(examples[0]) if examples else "PICTURE.jpg"
     code = (
         "import vit_hf; from transformers import pipeline; "
-        f"print(pipeline('image-classification', model={str(folder)!r})({first!r}))"
+        f'print(pipeline("image-classification", model={json.dumps(str(folder))})({json.dumps(first)}))'
     )
     return [
         f"vit-hf predict {where} {pictures} --save-plot predictions.png",
@@ -147,10 +150,10 @@ def _next_commands(folder: Path, *, is_classifier: bool) -> list[str]:
         f"vit-hf inspect {where}",
         f"vit-hf evaluate {where}",
         f"vit-hf reproduce {where}",
-        f'python -c "{code}"',
+        shlex.join(["python", "-c", code]),
         *([f"tensorboard --logdir {where}/tensorboard"] if (folder / "tensorboard").is_dir() else []),
         f"vit-hf demo {where}",
-        f"vit-hf push {where} OWNER/{folder.name}",
+        f"vit-hf push {where} OWNER/{name}",
     ]
 
 

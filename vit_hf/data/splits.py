@@ -36,7 +36,10 @@ def split_off(dataset: Dataset, label_column: str, fraction: float, seed: int) -
         ValueError: a streamed set, a fraction outside (0, 1), or no class with two rows.
     """
     if not isinstance(dataset, Dataset):
-        raise ValueError("split_off needs a map-style dataset, found a streamed one; load it without streaming")
+        raise ValueError(
+            f"cannot hold out {fraction} of a streamed set, whose rows are not known; expected a set with a test split "
+            "and data.validation_fraction 0, or data.streaming false"
+        )
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction {fraction} to hold out; expected more than 0 and less than 1, such as 0.1")
     labels = np.asarray(label_values(dataset, label_column))

@@ -18,10 +18,18 @@ def check_output(path: str | Path | None) -> Path | None:
 
     Raises:
         FileExistsError: it exists and is not an empty folder.
+        OSError: it cannot be made where it should lie.
     """
-    folder = Path(path) if path is not None else None
-    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if path is None:
+        return None
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder; choose another --output")
+    try:
+        with tempfile.TemporaryDirectory(dir=next(parent for parent in folder.parents if os.path.lexists(parent))):
+            pass  # a try: what may be written depends on more than the permissions
+    except OSError as error:
+        raise OSError(f"cannot write to {folder} ({error.strerror}); choose another --output") from error
     return folder
 
 

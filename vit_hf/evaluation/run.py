@@ -5,6 +5,7 @@ one kind of processor one process and several give the same files, byte by byte,
 CPUs, the number of threads, on which the last bit of a sum depends (OMP_NUM_THREADS).
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -130,6 +131,8 @@ def open_subject(model: str | Path, *, data: str | None, split: str | None, on_b
     network, processor = load_model(model)
     source = DataFields(source=data) if data is not None else trained_on(Path(model))
     pictures = open_pictures(source if on_bad_image is None else replace(source, on_bad_image=on_bad_image))
+    if data is None:
+        _check_same_pictures(Path(model), source, pictures)
     if split is None:
         return Subject(network, processor, pictures, pictures.test, pictures.test_name)
     if split == "validation" and pictures.validation is not None:
@@ -225,5 +228,29 @@ def trained_on(folder: Path) -> DataFields:
     if not file.is_file():
         raise ValueError(f"{folder} has no recipe.yaml that tells its data; name the data with --data SOURCE")
     section = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]
+    kind, source = _record(folder).get("kind", "hub"), section["source"]
+    if kind not in ("hub", "digits") and not Path(source).expanduser().exists():
+        raise FileNotFoundError(
+            f"{folder} was trained on {source!r}, files on a disk, and there are none at {Path(source).absolute()}; "
+            "name the data with --data SOURCE"
+        )
     known = {field.name for field in fields(DataFields)}
     return replace(DataFields(**{key: value for key, value in section.items() if key in known}), max_test_images=None)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Return what a run wrote of its data, or nothing."""
+    file = folder / "run.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("data") or {} if file.is_file() else {}
+
+
+def _check_same_pictures(folder: Path, source: DataFields, pictures: Pictures) -> None:
+    """Raise where a run's own data has another number of test pictures than it had: a path may lead elsewhere now."""
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["data"]
+    recorded, found = _record(folder).get("splits", {}).get("test", {}).get("n"), num_rows(pictures.test)
+    shortened = recipe.get("max_test_images") is not None or source.on_bad_image == "skip"
+    if not shortened and None not in (recorded, found) and recorded != found:
+        raise ValueError(
+            f"{folder} was tested on {recorded:,} pictures of {source.source!r}, which has {found:,} here; expected "
+            "the same data: name it with --data SOURCE"
+        )

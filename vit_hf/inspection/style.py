@@ -99,14 +99,20 @@ def _drawable() -> frozenset[int]:
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
-@contextmanager
-def written_whole(path: str | os.PathLike) -> Iterator[tuple[IO[bytes], str]]:
-    """Give an open file and the format for `path`; the file takes its name when the block ends without an error."""
+def check_picture_name(path: str | os.PathLike) -> Path:
+    """Return where a picture is to be drawn; ValueError for another suffix, FileNotFoundError without its folder."""
     target = Path(path)
     if target.suffix.lower() not in SUFFIXES:
         raise ValueError(f"cannot draw to {target.name!r}; expected a name that ends in {', '.join(SUFFIXES)}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {target.parent} of {target.name} does not exist; create it first")
+    return target
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike) -> Iterator[tuple[IO[bytes], str]]:
+    """Give an open file and the format for `path`; the file takes its name when the block ends without an error."""
+    target = check_picture_name(path)
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
