@@ -25,6 +25,8 @@ from vit_hf.evaluation.predictions import read_predictions
 from vit_hf.evaluation.run import evaluate
 from vit_hf.training import session
 from vit_hf.training.checkpoint import read_weights, step_folder
+from vit_hf.training.setup import build_model
+from vit_hf.variants import variant
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -323,6 +325,16 @@ def test_fine_tuning_starts_from_a_model_with_a_new_head_and_another_image_size(
     assert saved["image_size"] == [16, 8]
     size = json.loads((folder / "preprocessor_config.json").read_text())["size"]
     assert size == {"height": 16, "width": 8}
+
+
+def test_fine_tuning_a_network_of_many_labels_makes_one_of_classes(tmp_path):
+    many = variant("S/4", image_size=8, num_labels=10, problem_type="multi_label_classification")
+    VitHfForImageClassification(many).save_pretrained(tmp_path / "many")
+    VitHfImageProcessor(size=8).save_pretrained(tmp_path / "many")
+    recipe = small(keep="last").override({"model.init_from": str(tmp_path / "many")})
+    network, _ = build_model(recipe, dict(enumerate("0123456789")))
+    assert network.config.problem_type is None
+    network(torch.zeros(2, 3, *network.config.image_hw), labels=torch.tensor([1, 2])).loss.backward()
 
 
 # ------------------------------------------------------------------------------------------- how it fails

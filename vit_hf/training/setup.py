@@ -63,6 +63,7 @@ def _build_network(recipe: Recipe, id2label: dict[int, str]) -> tuple[VitHfPreTr
         network, processor = load_model(model.init_from, to_train=True, **rest)
         receipt, loaded = vars(network)["receipt"], network.state_dict()
         network = replace_head(network, head)
+        network.config.problem_type = None  # one class a picture is what is trained, whatever it was before
         if network.config.id2label != id2label:
             network.set_labels(id2label)
         note_changes(receipt, loaded, network.state_dict())
