@@ -152,8 +152,8 @@ def find_source(checkpoint: Checkpoint) -> str:
     """
     if checkpoint.settings.get("model_type") == "vit_hf":
         raise CheckpointError(
-            f"{checkpoint.origin} is a model of this package and needs no conversion: "
-            "VitHfForImageClassification.from_pretrained and the commands of vit-hf take it as it is"
+            f"{checkpoint.origin} is a model of this package and needs no conversion: load "
+            "it with VitHfForImageClassification.from_pretrained, or give it to a command of vit-hf as it is"
         )
     names = set(checkpoint.tensors)
     for name, library in LIBRARIES.items():
