@@ -984,7 +984,8 @@ class VitHfPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: the config's fields do not fit together; or weights are missing, left over, of another shape
                 or not finite, and the difference between the stored and the loaded class (base model, classifier,
-                masked image modelling) does not explain it; all are listed.
+                masked image modelling, a head of one's own) does not explain it; all are listed. Or size or classes
+                are to change where `device_map` leaves weights on the disk.
             OSError: a file is missing, cannot be read, or is not what the manifest says.
         """
         if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:

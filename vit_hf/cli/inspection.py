@@ -152,14 +152,13 @@ def _given(paths: list[str]) -> Iterator[tuple[str, "Image"]]:
 def _tested(folder: Path) -> Iterator[tuple[str, "Image"]]:
     """Read the first pictures of a run folder's own test split; none of a model that tells no data."""
     from ..data.images import read_rgb
-    from ..data.pictures import open_pictures
-    from ..evaluation.run import trained_on
+    from ..evaluation.run import open_data
 
     if not (folder / "recipe.yaml").is_file():
         print("no pictures: give IMAGE ... for attention and patches", file=sys.stderr)
         return iter(())
     try:
-        opened = open_pictures(trained_on(folder))
+        opened = open_data(folder, None)
     except (OSError, ValueError) as error:
         print(f"no pictures ({error}): give IMAGE ... for attention and patches", file=sys.stderr)
         return iter(())

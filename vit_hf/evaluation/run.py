@@ -129,10 +129,7 @@ def find_scores(path: str | Path) -> Path | None:
 def open_subject(model: str | Path, *, data: str | None, split: str | None, on_bad_image: str | None = None) -> Subject:
     """Load a model and the split to score it on; arguments and errors as of `evaluate`."""
     network, processor = load_model(model)
-    source = DataFields(source=data) if data is not None else trained_on(Path(model))
-    pictures = open_pictures(source if on_bad_image is None else replace(source, on_bad_image=on_bad_image))
-    if data is None:
-        _check_same_pictures(Path(model), source, pictures)
+    pictures = open_data(model, data, on_bad_image)
     if split is None:
         return Subject(network, processor, pictures, pictures.test, pictures.test_name)
     if split == "validation" and pictures.validation is not None:
@@ -222,35 +219,41 @@ def measure(predictions: Predictions, real_labels: str | Path | None = None) -> 
     }
 
 
-def trained_on(folder: Path) -> DataFields:
-    """Read the data section of a run's recipe; the whole test split, even if the run was shortened."""
-    file = folder / "recipe.yaml"
-    if not file.is_file():
+def open_data(model: str | Path, data: str | None, on_bad_image: str | None = None) -> Pictures:
+    """Open the data that is named, or what a run folder was trained on: the whole test split, even of a shortened run.
+
+    Args:
+        model: the run folder, if no data is named.
+        data: what `load_source` takes, or None.
+        on_bad_image: "raise" or "skip"; None for what the run did, or "raise".
+
+    Raises:
+        ValueError: the folder has no recipe.yaml that tells its data; or at that path are other pictures now, which
+            their number shows.
+        FileNotFoundError: the run had files on a disk, and there are none at that path, seen from here.
+    """
+    folder = Path(model)
+    changed: dict[str, Any] = {} if on_bad_image is None else {"on_bad_image": on_bad_image}
+    if data is not None:
+        return open_pictures(replace(DataFields(source=data), **changed))
+    if not (folder / "recipe.yaml").is_file():
         raise ValueError(f"{folder} has no recipe.yaml that tells its data; name the data with --data SOURCE")
-    section = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]
-    kind, source = _record(folder).get("kind", "hub"), section["source"]
-    if kind not in ("hub", "digits") and not Path(source).expanduser().exists():
+    section = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["data"]
+    known = {field.name for field in fields(DataFields)}
+    trained = DataFields(**{key: value for key, value in section.items() if key in known})
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8")) if (folder / "run.json").is_file() else {}
+    about, path = record.get("data") or {}, Path(trained.source)
+    if about.get("kind", "hub") not in ("hub", "digits") and not path.expanduser().exists():
         raise FileNotFoundError(
-            f"{folder} was trained on {source!r}, files on a disk, and there are none at {Path(source).absolute()}; "
+            f"{folder} was trained on {trained.source!r}, files on a disk, and there are none at {path.absolute()}; "
             "name the data with --data SOURCE"
         )
-    known = {field.name for field in fields(DataFields)}
-    return replace(DataFields(**{key: value for key, value in section.items() if key in known}), max_test_images=None)
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    """Return what a run wrote of its data, or nothing."""
-    file = folder / "run.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("data") or {} if file.is_file() else {}
-
-
-def _check_same_pictures(folder: Path, source: DataFields, pictures: Pictures) -> None:
-    """Raise where a run's own data has another number of test pictures than it had: a path may lead elsewhere now."""
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["data"]
-    recorded, found = _record(folder).get("splits", {}).get("test", {}).get("n"), num_rows(pictures.test)
-    shortened = recipe.get("max_test_images") is not None or source.on_bad_image == "skip"
+    pictures = open_pictures(replace(trained, max_test_images=None, **changed))
+    recorded, found = about.get("splits", {}).get("test", {}).get("n"), num_rows(pictures.test)
+    shortened = trained.max_test_images is not None or trained.on_bad_image == "skip"
     if not shortened and None not in (recorded, found) and recorded != found:
         raise ValueError(
-            f"{folder} was tested on {recorded:,} pictures of {source.source!r}, which has {found:,} here; expected "
+            f"{folder} was tested on {recorded:,} pictures of {trained.source!r}, which has {found:,} here; expected "
             "the same data: name it with --data SOURCE"
         )
+    return pictures

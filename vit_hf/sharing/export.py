@@ -14,8 +14,8 @@ import torch
 
 from .. import __version__
 from ..checkpoints.load import load_model
-from ..data.pictures import DataFields, Pictures, open_pictures
-from ..evaluation.run import trained_on
+from ..data.pictures import Pictures
+from ..evaluation.run import open_data
 from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
 from ..modeling_vit_hf import VitHfForImageClassification
 from ..training.state import sync
@@ -165,7 +165,7 @@ def _evaluation_pictures(model: str | Path, data: str | None) -> Pictures:
             f"{model} has no recipe.yaml that tells its data; name what the accuracy of the int8 graph is measured on "
             "with --data SOURCE"
         )
-    return open_pictures(DataFields(source=data) if data is not None else trained_on(Path(model)))
+    return open_data(model, data)
 
 
 def _sample_images() -> list[PIL.Image.Image]:

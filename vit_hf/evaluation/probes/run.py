@@ -11,10 +11,9 @@ import numpy as np
 from accelerate import Accelerator
 
 from ... import __version__
-from ...data.pictures import DataFields, open_pictures
 from ..bootstrap import percentile_interval, resample_means
 from ..output import RESULTS, check_output, published, write_json
-from ..run import trained_on
+from ..run import open_data
 from .features import Features, load_frozen, split_features
 from .fewshot import SEEDS, SHOTS, probe_fewshot
 from .knn import NEIGHBOURS, TEMPERATURE, predict_knn
@@ -68,7 +67,7 @@ def probe(
     if unknown or not methods:
         raise ValueError(f"methods {list(methods)}; expected some of {', '.join(METHODS)}")
     folder = check_output(output)
-    pictures = open_pictures(DataFields(source=data) if data is not None else trained_on(Path(model)))
+    pictures = open_data(model, data)
     frozen = load_frozen(model)
     accelerator = Accelerator()
     started = time.perf_counter()
