@@ -719,6 +719,10 @@ def test_swiglu_gates_by_the_first_half(tiny):
 
 
 # ------------------------------------------------------------------------------------------- GELU computed again
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch's own, once
+
+
+@FORWARD_MODE
 @pytest.mark.parametrize("form", ["none", "tanh"])
 def test_gradients_by_gelu_computed_again_are_right_twice(form):
     generator = torch.Generator().manual_seed(7)
@@ -729,8 +733,26 @@ def test_gradients_by_gelu_computed_again_are_right_twice(form):
         return _GELUComputedAgain.apply(*parts, form)
 
     close(project(*parts), F.linear(F.gelu(parts[0], approximate=form), *parts[1:]), 0)
-    assert torch.autograd.gradcheck(project, parts)
-    assert torch.autograd.gradgradcheck(project, parts)
+    assert torch.autograd.gradcheck(project, parts, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(project, parts, check_fwd_over_rev=True)
+
+
+@FORWARD_MODE
+def test_products_with_the_hessian_are_the_same_by_either_mode(tiny, randomise):
+    """torch's fused attention knows no forward mode; attention written out does."""
+    model = randomise(VitHfForImageClassification(tiny())).double()
+    model.set_attn_implementation("eager")
+    pixels, direction = images().double(), torch.randn(3, 3, 16, 24).double()
+
+    def gradient(pixels):
+        return torch.func.grad(lambda x: model(x).logits.sin().sum())(pixels)
+
+    _, forward = torch.func.jvp(gradient, (pixels,), (direction,))
+    _, pull = torch.func.vjp(gradient, pixels)
+    close(forward, pull(direction)[0], 1e-6)  # the softmax is in float32
+    step = 1e-2 * direction
+    close(forward, (gradient(pixels + step) - gradient(pixels - step)) / 2e-2, 1e-3)
+    assert forward.abs().max() > 1e-3
 
 
 def kept_for(model, *, dtype: torch.dtype) -> int:

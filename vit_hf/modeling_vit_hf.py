@@ -642,6 +642,13 @@ class _GELUComputedAgain(torch.autograd.Function):
     def setup_context(ctx, inputs: tuple, output: torch.Tensor) -> None:
         hidden, weight, _, ctx.form = inputs
         ctx.save_for_backward(hidden, weight)
+        ctx.save_for_forward(hidden, weight)
+
+    @staticmethod
+    def jvp(ctx, hidden_t: torch.Tensor, weight_t: torch.Tensor, bias_t: torch.Tensor, _: None) -> torch.Tensor:
+        hidden, weight = ctx.saved_tensors
+        of_hidden = torch.ops.aten.gelu_backward(hidden_t, hidden, approximate=ctx.form)  # (B, N, M)
+        return F.linear(of_hidden, weight) + F.linear(F.gelu(hidden, approximate=ctx.form), weight_t, bias_t)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
