@@ -24,5 +24,7 @@ if __name__ == "__main__":
     output, resume = fields.pop("output", None), fields.pop("resume", None)
     result = train_with_trainer(sys.argv[1], output=output, resume=resume, **fields)
     if result.is_main_process:
+        if result.was_finished:
+            print(f"{result.output} is finished; there is nothing to do")
         top1, count, split = (result.results[name] for name in ("top1", "n", "split"))
         print(f"test: top-1 {top1:.2%} on {count:,} pictures ({split}); model and metrics: {result.output}")

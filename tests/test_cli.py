@@ -379,7 +379,7 @@ def test_a_run_that_is_finished_says_so_and_is_left_as_it_is(finished, capsys, r
 @pytest.mark.parametrize(
     ("resume", "words", "message"),
     [
-        ("nowhere", [], r"no folder .*/nowhere to resume from; expected a run folder, or checkpoints/step-N in one"),
+        ("nowhere", [], r"no folder .*/nowhere to resume from; expected a run folder, or one of its checkpoints"),
         ("checkpoints/step-00000005", [], r"no folder .*/checkpoints/step-00000005 to resume from"),
         (".", ["--output", "other"], r"--resume goes on in .*run, --output names other; leave --output out"),
         (".", ["--seed", "5"], r"run belongs to another run: seed was 0 and is 5\. Resume with the recipe"),

@@ -688,6 +688,12 @@ def test_a_folder_without_a_config_raises(saved):
         VitHfForImageClassification.from_pretrained(folder)
 
 
+def test_the_folder_of_an_adapter_is_told_from_a_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "somewhere"}')
+    with pytest.raises(ValueError, match=r"holds an adapter and no model; load its base .*PeftModel.from_pretrained"):
+        VitHfForImageClassification.from_pretrained(tmp_path)
+
+
 def test_a_broken_config_raises_with_its_path(saved):
     folder, _ = saved()
     (folder / "config.json").write_text('{"model_type": "vit_hf",')

@@ -1565,3 +1565,24 @@ def test_set_labels_refuses_gaps_and_changes_nothing(tiny, randomise):
         model.set_labels({1: "cat", 2: "dog"})
     assert model.classifier is head
     assert model.config.num_labels == 5
+
+
+def test_an_attention_mask_of_nothing_is_taken_and_any_other_refused(tiny, randomise):
+    """PEFT's classes for texts hand one on."""
+    for model in (
+        randomise(VitHfForImageClassification(tiny())),
+        randomise(VitHfForMaskedImageModeling(tiny())),
+        randomise(VitHfForMaskedImageModeling(tiny(decoder_num_hidden_layers=1, decoder_num_attention_heads=2))),
+    ):
+        found, expected = model(images(), attention_mask=None), model(images())
+        name = "logits" if hasattr(expected, "logits") else "reconstruction"
+        assert torch.equal(found[name], expected[name])
+        with pytest.raises(ValueError, match=r"attention_mask: every patch attends to all; choose .* visible_patches"):
+            model(images(), attention_mask=torch.ones(3, 12))
+
+
+def test_the_number_of_classes_is_an_attribute_as_in_transformers(tiny):
+    model = VitHfForImageClassification(tiny())
+    assert model.num_labels == 5
+    model.set_labels({0: "a", 1: "b"})
+    assert model.num_labels == 2

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments, ViTImageProcessor
 
 from vit_hf import Recipe, VitHfForImageClassification, VitHfImageProcessor, get_recipe, train
 from vit_hf.data import pixel_cache
@@ -275,11 +275,7 @@ def noisy(tmp_path_factory):
 
 @pytest.mark.parametrize("step", [2, 5])
 def test_a_resumed_run_ends_with_the_very_same_bits(step, noisy, losses, tmp_path):
-    shutil.copytree(noisy, tmp_path / "run")
-    (tmp_path / "run" / "model.safetensors").unlink()
-    for later in range(step + 1, STEPS + 1):
-        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"checkpoint-{later}")
-    recipe = Recipe.from_yaml(tmp_path / "run" / "recipe.yaml")
+    recipe = interrupted(noisy, tmp_path / "run", after=step)
     torch.rand(step)  # whatever was drawn before does not matter
     again = train_with_trainer(recipe, output=tmp_path / "run", resume="auto", quiet=True).output
     assert len(losses) == STEPS - step
@@ -290,6 +286,90 @@ def test_a_resumed_run_ends_with_the_very_same_bits(step, noisy, losses, tmp_pat
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
     assert (again / last / "training_state.json").read_text() == (noisy / last / "training_state.json").read_text()
+
+
+def interrupted(noisy, folder, *, after: int) -> Recipe:
+    """Copy a run as it was after a step; returns its recipe."""
+    shutil.copytree(noisy, folder)
+    for name in ("model.safetensors", "results.json"):  # written at the end
+        (folder / name).unlink()
+    for later in range(after + 1, STEPS + 1):
+        shutil.rmtree(folder / "checkpoints" / f"checkpoint-{later}")
+    return Recipe.from_yaml(folder / "recipe.yaml")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimization.learning_rate": 0.5}, r"optimization.learning_rate was [\d.e-]+ and is 0.5"),
+        ({"augmentation.rotation": 90.0}, r"augmentation.rotation was 10.0 and is 90.0"),
+        ({"seed": 5}, r"seed was 0 and is 5"),
+        ({"data.max_train_images": 90}, r"n of train was 96 and is 90"),
+    ],
+    ids=["rate", "augmentation", "seed", "data"],
+)
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_resume_with_another_recipe_or_data_is_refused_and_changes_no_file(
+    changes, message, finished, noisy, tmp_path
+):
+    recipe = interrupted(noisy, tmp_path / "run", after=STEPS if finished else 3)
+    if finished:
+        shutil.copy(noisy / "results.json", tmp_path / "run")
+    before = contents(tmp_path / "run")
+    for how in ({"output": tmp_path / "run", "resume": "auto"}, {"resume": tmp_path / "run"}):
+        with pytest.raises(ValueError, match=message):
+            train_with_trainer(recipe.override(changes), quiet=True, **how)
+        assert contents(tmp_path / "run") == before
+
+
+def test_a_resumed_run_keeps_the_record_of_its_first_session(noisy, tmp_path):
+    recipe = interrupted(noisy, tmp_path / "run", after=3)
+    state = tmp_path / "run" / "checkpoints" / "checkpoint-3" / "trainer_state.json"
+    known = json.loads(state.read_text())
+    known["stateful_callbacks"]["_Costs"]["attributes"]["seconds"] = 1000.0
+    state.write_text(json.dumps(known))
+    seal(state.parent)
+    first = json.loads((noisy / "run.json").read_text())
+    found = train_with_trainer(recipe.override({"workers": 1}), resume=tmp_path / "run", quiet=True)
+    record = json.loads((found.output / "run.json").read_text())
+    assert {name: record[name] for name in first} == first
+    assert [session["step"] for session in record["resumed"]] == [3]
+    assert record["resumed"][0]["started"] >= first["started"]
+    assert 1000.0 < found.results["seconds"] < 1100.0  # both sessions
+    assert found.results["resumed"] == record["resumed"]
+    before = contents(found.output)
+    again = train_with_trainer(recipe, resume=tmp_path / "run", quiet=True)
+    assert (again.was_finished, again.results) == (True, json.loads((found.output / "results.json").read_text()))
+    assert contents(found.output) == before
+
+
+def test_what_is_no_run_is_not_gone_on_in(noisy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text("my: notes")
+    Path("mine").mkdir()
+    recipe = Recipe.from_yaml(noisy / "recipe.yaml")
+    for resume, message in (
+        ("runs/gone", r"no folder .*runs/gone to resume from; expected a run folder, or one of its checkpoints"),
+        ("mine", r"mine has no checkpoints/checkpoint-N to resume from"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            train_with_trainer(recipe, resume=resume, quiet=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "mine"}
+
+
+def test_neither_loop_begins_anew_in_a_run_of_the_other(noisy, tmp_path):
+    recipe = interrupted(noisy, tmp_path / "run", after=3)
+    with pytest.raises(ValueError, match=r"is a run of the Trainer; go on with it by scripts/finetune_trainer.py"):
+        train(recipe, output=tmp_path / "run", resume="auto", quiet=True)
+    (tmp_path / "run" / "checkpoints" / "checkpoint-3").rename(tmp_path / "run" / "checkpoints" / "step-00000003")
+    for left in (1, 2):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"checkpoint-{left}")
+    with pytest.raises(ValueError, match=r"is a run of `vit-hf train`; go on with it by that"):
+        train_with_trainer(recipe, output=tmp_path / "run", resume="auto", quiet=True)
 
 
 def test_the_randomness_in_that_run_matters(noisy, tmp_path):
@@ -332,6 +412,8 @@ def test_where_all_checkpoints_are_damaged_nothing_is_begun_again(noisy, tmp_pat
 
 def test_a_changed_byte_or_a_missing_tensor_stops_the_resume_and_is_named(noisy, tmp_path):
     recipe = Recipe.from_yaml(noisy / "recipe.yaml")
+    for name in ("recipe.yaml", "run.json"):
+        shutil.copy(noisy / name, tmp_path)
     for name in ("model.safetensors", "optimizer.safetensors", "average.safetensors"):
         shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
         folder = Path(
@@ -439,16 +521,208 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(dig
     assert all(torch.isfinite(tensor).all() for tensor in trainer.model.state_dict().values())
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_step_without_clipping_too(digits, tmp_path):
+    for norm in (0.0, None, 1.0):
+        trainer = trainer_of(digits, tmp_path, max_grad_norm=norm)
+        trainer.model.classifier.weight.register_hook(lambda gradient: gradient * float("nan"))
+        with pytest.raises(FloatingPointError, match=r"the gradient is not finite at step 1"):
+            trainer.train()
+        assert all(torch.isfinite(tensor).all() for tensor in trainer.model.state_dict().values())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"push_to_hub": True}, "use vit_hf.VitHfTrainer"),
         ({"bf16_full_eval": True}, "bf16_full_eval"),
+        ({"include_for_metrics": ["inputs"]}, "include_for_metrics"),
+        ({"batch_eval_metrics": True}, "batch_eval_metrics"),
     ],
 )
 def test_arguments_that_this_trainer_does_not_serve_are_refused(options, message, digits, tmp_path):
     with pytest.raises(ValueError, match=message):
         trainer_of(digits, tmp_path, **options)
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+def test_a_model_that_learns_otherwise_is_refused(kind, digits, tmp_path):
+    with pytest.raises(ValueError, match=rf"problem_type is '{kind}'; expected one class a picture"):
+        trainer_of(digits, tmp_path, model={"problem_type": kind})
+
+
+def test_models_and_processors_of_others_are_refused_at_once(digits, tmp_path):
+    network, processor = new_model()
+    args = arguments(tmp_path)
+    for other in (network.vit, torch.nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match=rf"model is {type(other).__name__}; expected a VitHfForImageClassif"):
+            VitHfTrainer(other, args, train_dataset=digits["train"], processing_class=processor)
+    for other in (None, ViTImageProcessor()):
+        with pytest.raises(TypeError, match=r"processing_class is .*; expected the model's VitHfImageProcessor"):
+            VitHfTrainer(network, args, train_dataset=digits["train"], processing_class=other)
+    network.peft_config = {}  # as PEFT marks a model with adapters
+    with pytest.raises(TypeError, match=r"model is one with adapters; .*use transformers.Trainer"):
+        VitHfTrainer(network, args, train_dataset=digits["train"], processing_class=processor)
+
+
+def test_a_whole_data_set_or_an_empty_split_is_refused_with_the_way_out(digits, tmp_path):
+    network, processor = new_model()
+    for data, error, message in (
+        (
+            datasets.DatasetDict(digits),
+            TypeError,
+            r'is a DatasetDict; .*; give one of its splits, such as data\["train"\]',
+        ),
+        ({}, TypeError, r"is a dict; expected a Dataset"),
+        (digits["train"].select([]), ValueError, r"the train data has no rows; .*give another split"),
+    ):
+        with pytest.raises(error, match=message):
+            VitHfTrainer(network, arguments(tmp_path), train_dataset=data, processing_class=processor)
+
+
+# ------------------------------------------------------------------------------------------- labels
+def renamed(digits, names, kind) -> dict:
+    """The digits with labels of another type: the names of their classes."""
+
+    def rename(split):
+        values = [names[label] for label in split["label"]]
+        return split.remove_columns("label").add_column("label", values, feature=datasets.Value(kind))
+
+    return {name: rename(split) for name, split in digits.items()}
+
+
+@pytest.mark.parametrize(
+    ("classes", "values", "kind"),
+    [
+        ([str(number) for number in range(1, 11)], list(range(1, 11)), "int64"),
+        ([str(number) for number in range(1, 11)], list(range(1, 11)), "uint8"),
+        (list("abcdefghij"), list("abcdefghij"), "string"),
+        (list("abcdefghij"), list(range(10)), "int32"),
+        ([str(number) for number in range(10)], list(range(10)), "int64"),
+    ],
+    ids=["numbered from 1", "in bytes", "text", "indices", "numbered from 0"],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_labels_without_names_mean_the_class_of_that_name(classes, values, kind, streamed, digits, tmp_path):
+    data = renamed(digits, values, kind)
+    if streamed:
+        data = {name: split.to_iterable_dataset() for name, split in data.items()}
+    trainer = trainer_of(data, tmp_path, model={"id2label": dict(enumerate(classes))})
+    assert trainer.predict(data["test"]).label_ids.tolist() == digits["test"]["label"]
+
+
+def test_a_label_that_is_no_class_of_the_model_is_named_with_its_row(digits, tmp_path):
+    data = renamed(digits, list(range(1, 11)), "int64")
+    classes = {index: str(index + 1) for index in range(9)}  # no 10
+    row = digits["train"]["label"].index(9)
+    with pytest.raises(ValueError, match=rf"row {row} of split train has label 10 .*one of the model's 9 classes"):
+        trainer_of(data, tmp_path, model={"id2label": classes})
+    streamed = {name: split.to_iterable_dataset() for name, split in data.items()}
+    trainer = trainer_of(streamed, tmp_path, model={"id2label": classes})
+    with pytest.raises(ValueError, match=r"label 10 in column 'label'; expected the name of one of"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("left", ["no column", "minus one", "nothing"])
+def test_pictures_without_labels_are_predicted_too(left, digits, tmp_path):
+    trainer = trainer_of(digits, tmp_path)
+    expected = trainer.predict(digits["test"])
+    bare = digits["test"].remove_columns("label")
+    if left == "minus one":
+        bare = bare.add_column("label", [-1] * len(bare), feature=digits["test"].features["label"])
+    elif left == "nothing":
+        bare = bare.add_column("label", [None] * len(bare), feature=datasets.Value("int64"))
+    found = trainer.predict(bare)
+    assert found.predictions.tolist() == expected.predictions.tolist()
+    assert found.label_ids is None
+    assert not {"test_loss", "test_top1"} & set(found.metrics)
+    assert "test_loss" in expected.metrics
+    with pytest.raises(ValueError, match="label"):
+        trainer.evaluate(bare)
+
+
+# ------------------------------------------------------------------------------------------- what others expect
+def test_callbacks_hear_of_every_batch_that_is_scored(digits, tmp_path):
+    class Hears(TrainerCallback):
+        seen = 0
+
+        def on_prediction_step(self, args, state, control, eval_dataloader=None, **_):
+            self.seen += 1
+            self.length = len(eval_dataloader)
+
+    hears = Hears()
+    trainer = trainer_of(digits, tmp_path, trainer={"callbacks": [hears]})
+    trainer.evaluate()
+    assert hears.seen == hears.length == 3  # of 32, 32 and 6
+
+
+class TwoPoints(torch.optim.SGD):
+    """As schedule-free optimisers are: what is scored and saved is another point than the one that is trained."""
+
+    away = True
+
+    def _move(self, by: float) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.add_(by)
+
+    def train(self):
+        if not self.away:
+            self._move(1.0)
+        self.away = True
+
+    def eval(self):
+        if self.away:
+            self._move(-1.0)
+        self.away = False
+
+
+def test_schedule_free_optimisers_are_scored_and_saved_at_their_averaged_point(digits, tmp_path):
+    def finished(optimizer, output, **changes):
+        network, processor = new_model()
+        made = optimizer(network.parameters(), lr=0.0)
+        schedule = torch.optim.lr_scheduler.ConstantLR(made, 1.0)
+        trainer = VitHfTrainer(
+            network,
+            arguments(output, **changes),
+            train_dataset=digits["train"],
+            eval_dataset=digits["test"],
+            processing_class=processor,
+            optimizers=(made, schedule),
+        )
+        trainer.train()
+        return trainer
+
+    start = new_model()[0].state_dict()
+    trainer = finished(TwoPoints, tmp_path / "a")
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    for name, tensor in start.items():
+        torch.testing.assert_close(saved[name], tensor - 1.0)
+    again = finished(
+        TwoPoints, tmp_path / "b", eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=4
+    )
+    kept = load_file(tmp_path / "b" / "checkpoint-4" / "model.safetensors")
+    for name, tensor in start.items():  # away and back, four times
+        torch.testing.assert_close(kept[name], tensor - 1.0, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again.evaluate()["eval_loss"], trainer.evaluate()["eval_loss"], atol=1e-4, rtol=1e-4)
+
+
+def test_an_interrupted_run_with_averaged_weights_saves_what_it_scores(digits, tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    optimization = Optimization(ema_decay=0.5, max_steps=4, batch_size=16, warmup_steps=0, learning_rate=0.01)
+    options = {"optimization": optimization, "callbacks": [Stop()]}
+    trainer = trainer_of(digits, tmp_path, trainer=options)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    scored = trainer.evaluate()["eval_loss"]
+    trainer.save_model(str(tmp_path / "saved"))
+    again = VitHfForImageClassification.from_pretrained(tmp_path / "saved")
+    other = VitHfTrainer(again, arguments(tmp_path / "other"), processing_class=trainer.processing_class)
+    assert other.evaluate(digits["test"])["eval_loss"] == pytest.approx(scored, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -481,7 +755,7 @@ def test_the_script_trains_resumes_and_says_the_score(tmp_path, monkeypatch, cap
     printed = capsys.readouterr().out
     assert re.search(r"test: top-1 \d+\.\d\d% on 50 pictures \(test\)", printed)
     assert "top-1 %" in printed
-    assert "going on after step 4" in printed
+    assert "is finished" in printed
 
 
 @pytest.mark.slow

@@ -1008,6 +1008,11 @@ class VitHfPreTrainedModel(PreTrainedModel):
             hub_options["revision"] = commit
         stored_dict, _ = cls.config_class.get_config_dict(path, **hub_options)
         if (model_type := stored_dict.get("model_type")) != cls.config_class.model_type:
+            if not stored_dict and beside(path, "adapter_config.json", hub_options) is not None:
+                raise ValueError(
+                    f"{path} holds an adapter and no model; load its base with this class, and the adapter onto that "
+                    "with PeftModel.from_pretrained, or both with transformers' AutoModelForImageClassification"
+                )
             found = f"a model of type {model_type!r}" if stored_dict else "no config.json"
             raise ValueError(
                 f"{path} holds {found}; expected a config.json with model_type {cls.config_class.model_type!r}: give "
@@ -1193,6 +1198,8 @@ class VitHfModel(VitHfPreTrainedModel):
             (B, N, D), before the final LayerNorm) and `attentions` (layers of (B, A, N, N)), whatever the attention
             backend.
         """
+        if kwargs.pop("attention_mask", None) is not None:  # PEFT's classes for texts pass None
+            raise ValueError("attention_mask: every patch attends to all; choose those to encode by visible_patches")
         if self.config.output_attentions:
             kwargs.setdefault("output_attentions", True)
         recording = kwargs.get("output_attentions") or kwargs.get(
@@ -1296,6 +1303,11 @@ class VitHfForImageClassification(VitHfPreTrainedModel):
             second = nn.Linear(width, cast(int, config.num_labels))
             self.distillation_classifier = _init_by(second, weight=init.zeros_)
         self.post_init()
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes."""
+        return cast(int, self.config.num_labels)
 
     @torch.no_grad()
     def set_labels(self, id2label: dict[int, str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 
 _LABEL_NAMES = ("label", "labels", "fine_label", "target", "targets", "class", "category", "y")
 
@@ -57,8 +57,7 @@ def find_label_column(features: Features, *, where: str, wanted: str | None = No
                 f"text; {_choose('label_column', usable)}"
             )
         return wanted
-    typed = [name for name in usable if isinstance(features[name], ClassLabel)]
-    candidates = typed or [name for name in usable if name in _LABEL_NAMES]
+    candidates = _label_candidates(features)
     if set(candidates) == {"fine_label", "coarse_label"}:
         return "fine_label"
     conventional = [name for name in candidates if name in ("label", "labels")]
@@ -67,6 +66,19 @@ def find_label_column(features: Features, *, where: str, wanted: str | None = No
         return chosen[0]
     found = f"{len(candidates)} label columns {candidates}" if candidates else f"no label column in {_show(features)}"
     raise ValueError(f"{where}: {found}; expected one ClassLabel; {_choose('label_column', candidates or usable)}")
+
+
+def _label_candidates(features: Features) -> list[str]:
+    """Columns that are labels by their type, or else by their name."""
+    typed = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    return typed or [name for name, feature in features.items() if _is_label(feature) and name in _LABEL_NAMES]
+
+
+def has_labels(dataset: Dataset, *, where: str, wanted: str | None = None) -> bool:
+    """Whether there is a label column, and a label in it; ValueError when there are several and no choice is made."""
+    if wanted is None and not _label_candidates(dataset.features):
+        return False
+    return not is_unlabelled(dataset, find_label_column(dataset.features, where=where, wanted=wanted))
 
 
 def label_values(dataset: Dataset, column: str) -> pa.Array:
@@ -113,20 +125,44 @@ def name_labels(splits: dict[str, Dataset], column: str, *, where: str, train: s
             row = pc.index(pc.less(values, 0), True).as_py()
             raise ValueError(_bad_label(where, split, row, values[row].as_py(), column, "0 or more"))
     known = sorted(pc.unique(columns[train]).to_pylist())
-    index = {value: position for position, value in enumerate(known)}
-    feature = ClassLabel(names=[str(value) for value in known])
-    named = {}
-    for split, dataset in splits.items():
-        values = columns[split].to_pylist()
-        numbers = np.array([index.get(value, -1) for value in values], dtype=np.int64)
-        if (numbers < 0).any():
-            row = int(np.argmax(numbers < 0))
-            expected = f"one of the {len(known)} values of split {train}, such as {known[:5]}"
-            raise ValueError(_bad_label(where, split, row, values[row], column, expected))
-        order = dataset.column_names
-        dataset = dataset.remove_columns(column).add_column(column, numbers, feature=feature)
-        named[split] = dataset.select_columns(order)
-    return named
+    expected = f"one of the {len(known)} values of split {train}, such as {known[:5]}"
+    options: dict[str, Any] = {"where": where, "expected": expected}
+    return {split: _with_classes(dataset, column, known, split=split, **options) for split, dataset in splits.items()}
+
+
+def match_labels(
+    dataset: Dataset | IterableDataset, column: str, names: list[str], *, where: str, split: str
+) -> Dataset | IterableDataset:
+    """Turn labels without names (whole numbers or text) into a `ClassLabel` of these names: each into that of its name.
+
+    Raises:
+        ValueError: a label is missing, or none of the names; of a streamed set when it is read.
+    """
+    expected = f"the name of one of the model's {len(names)} classes, such as {names[:5]}"
+    if isinstance(dataset, IterableDataset):
+        numbers = {name: number for number, name in enumerate(names)}
+
+        def number(row: dict[str, Any]) -> dict[str, int]:
+            if (value := row[column]) is None or str(value) not in numbers:
+                raise ValueError(
+                    f"{where}: split {split} has label {value!r} in column {column!r}; expected {expected}"
+                )
+            return {column: numbers[str(value)]}
+
+        return dataset.map(number, features=Features({**dataset.features, column: ClassLabel(names=names)}))
+    return _with_classes(dataset, column, names, where=where, split=split, expected=expected)
+
+
+def _with_classes(dataset: Dataset, column: str, known: list[Any], *, where: str, split: str, expected: str) -> Dataset:
+    """Turn each label into its place in `known`, and name the classes so."""
+    values, names = label_values(dataset, column).to_pylist(), [str(value) for value in known]
+    index = {name: position for position, name in enumerate(names)}
+    numbers = np.array([-1 if value is None else index.get(str(value), -1) for value in values], dtype=np.int64)
+    if (numbers < 0).any():
+        row = int(np.argmax(numbers < 0))
+        raise ValueError(_bad_label(where, split, row, values[row], column, expected))
+    changed = dataset.remove_columns(column).add_column(column, numbers, feature=ClassLabel(names=names))
+    return changed.select_columns(dataset.column_names)
 
 
 def check_labels(splits: dict[str, Dataset], column: str, *, where: str) -> tuple[str, ...]:
@@ -176,13 +212,14 @@ def _is_label(feature: Any) -> bool:
 def _check_present(features: Features, name: str, *, where: str, option: str) -> None:
     if name not in features:
         raise ValueError(
-            f"{where}: no column {name!r}; found {_show(features)}; name one of them with --data.{option} NAME"
+            f"{where}: no column {name!r}; found {_show(features)}; name one of them with --data.{option} NAME "
+            f"({option}=NAME in Python)"
         )
 
 
 def _choose(option: str, candidates: list[str]) -> str:
     if candidates:
-        return f"choose with --data.{option} NAME from {candidates}"
+        return f"choose with --data.{option} NAME ({option}=NAME in Python) from {candidates}"
     return "save the data with that type (datasets' cast_column)"
 
 

@@ -84,6 +84,8 @@ class VitHfTrainer(trainer.VitHfTrainer):
             logger.warning("the card is rendered from records; it does not take %s", ", ".join(left_out))
         if self.is_world_process_zero():
             folder = Path(str(self.args.output_dir))
+            if not (folder / "config.json").exists():
+                raise FileNotFoundError(f"{folder} has no saved model to describe; call save_model first")
             text = render_card([folder], license=license, repo=self.hub_model_id)
             (folder / "README.md").write_text(text, encoding="utf-8")
 

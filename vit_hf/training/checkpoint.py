@@ -261,6 +261,28 @@ def find_start(
     """
     if resume is None:
         return Path(output or next_output(recipe.name)), None, None, None
+    run, checkpoint = find_run(recipe, output, resume)
+    finished = results_of(run, recipe, data)
+    if finished is not None:
+        return run, None, None, finished
+    found = newest_checkpoint(run) if checkpoint is None else (checkpoint, read_state(checkpoint))
+    if found is None and any((run / "checkpoints").glob("checkpoint-*")):
+        raise ValueError(f"{run} is a run of the Trainer; go on with it by scripts/finetune_trainer.py, or start anew")
+    if found is None and str(resume) != "auto":
+        raise FileNotFoundError(f"{run} has no checkpoints/step-N to resume from; start a new run")
+    if found is None:
+        return run, None, None, None
+    check_same_run(found[1], recipe, data, found[0])
+    return run, *found, None
+
+
+def find_run(recipe: Recipe, output: str | Path | None, resume: str | Path) -> tuple[Path, Path | None]:
+    """Return the folder of the run that is to be resumed, and the checkpoint in it if `resume` names one.
+
+    Raises:
+        FileNotFoundError, FileExistsError, ValueError: there is no such folder, it is none of a run, or `output` is
+            another one.
+    """
     run, checkpoint = Path(output or Path("runs") / recipe.name), None
     if str(resume) != "auto":
         named = Path(resume)
@@ -268,24 +290,26 @@ def find_start(
         run = named.parent.parent if checkpoint else named
         if not named.is_dir():
             raise FileNotFoundError(
-                f"no folder {named.absolute()} to resume from; expected a run folder, or checkpoints/step-N in one"
+                f"no folder {named.absolute()} to resume from; expected a run folder, or one of its checkpoints"
             )
         if output is not None and Path(output).resolve() != run.resolve():
             raise ValueError(f"--resume goes on in {run}, --output names {output}; leave --output out")
     _check_run_folder(run)
-    results = run / "results.json"
-    if results.exists():
-        finished = json.loads(results.read_text(encoding="utf-8"))
-        before = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-        check_same_run({"recipe": before, "data": finished["data"]}, recipe, data, run)
-        return run, None, None, finished
-    found = newest_checkpoint(run) if checkpoint is None else (checkpoint, read_state(checkpoint))
-    if found is None and str(resume) != "auto":
-        raise FileNotFoundError(f"{run} has no checkpoints/step-N to resume from; start a new run")
-    if found is None:
-        return run, None, None, None
-    check_same_run(found[1], recipe, data, found[0])
-    return run, *found, None
+    return run, checkpoint
+
+
+def results_of(run: Path, recipe: Recipe, data: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the results of a finished run, None of another; ValueError if it had another recipe or other data."""
+    if not (run / "results.json").exists():
+        return None
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    check_same_run({"recipe": read_recipe(run), "data": results["data"]}, recipe, data, run)
+    return results
+
+
+def read_recipe(run: Path) -> dict[str, Any]:
+    """Return the fields of a run's recipe, as they were written."""
+    return yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
 
 
 def _check_run_folder(path: Path) -> None:

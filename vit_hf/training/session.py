@@ -9,12 +9,12 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -47,12 +47,14 @@ from .passed_over import PassedOver
 from .progress import RunDisplay
 from .recipe import Recipe
 from .setup import (
+    add_session,
     build_model,
     check_choice,
     check_launch,
     check_trackers,
     describe_run,
     enable_checkpointing,
+    on_main,
     plan_for,
     receipt_of,
     restore_model,
@@ -62,8 +64,6 @@ from .state import RunFolder
 from .step import Stepper
 from .tasks import TASKS, Errors, Task
 from .utilization import Utilization
-
-T = TypeVar("T")
 
 
 class Session:
@@ -112,8 +112,8 @@ class Session:
             recipe, num_images=num_rows(pictures.train), num_processes=accelerator.num_processes
         )
         record = describe_run(recipe, pictures, accelerator)
-        self.path, checkpoint, state, finished = self._on_main(
-            lambda: find_start(recipe, output, resume, record["data"])
+        self.path, checkpoint, state, finished = on_main(
+            lambda: find_start(recipe, output, resume, record["data"]), accelerator
         )
         if finished is not None:
             if accelerator.is_main_process:
@@ -141,7 +141,7 @@ class Session:
                 self.folder.write_text(RECEIPT_FILE, receipt.to_json())
             return self._write_records(record, state)
 
-        self.record, self.receipt = self._on_main(open_folder), receipt_of(model)
+        self.record, self.receipt = on_main(open_folder, accelerator), receipt_of(model)
         if accelerator.distributed_type == DistributedType.MULTI_GPU:
             image_chw = (model.config.num_channels, *self.processor.image_hw)
             network = model.to(accelerator.device)
@@ -201,30 +201,11 @@ class Session:
             accelerator.init_trackers(recipe.name, config=fields, init_kwargs=options)
         return None
 
-    def _on_main(self, do: Callable[[], T]) -> T:
-        """Let the main process do something and tell the others what came out; when it fails they end, it raises."""
-        answer: list[Any] = [False, None]
-        if self.accelerator.is_main_process:
-            try:
-                answer = [True, do()]
-            except Exception:
-                broadcast_object_list(answer)
-                raise
-        done, value = broadcast_object_list(answer)
-        if not done:
-            raise SystemExit(1)
-        return value
-
     def _write_records(self, record: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]:
         """Write recipe.yaml and run.json, or add this session to run.json."""
         assert self.folder is not None
         if state is not None:
-            first = state["record"]
-            session = {
-                key: record[key]
-                for key in ("started", "command", "git_commit", "versions", "torch_build", "device", "processes")
-            }
-            record = {**first, "resumed": [*first.get("resumed", []), {"step": state["step"], **session}]}
+            record = add_session(state["record"], record, step=state["step"])
         self.folder.write_text("recipe.yaml", self.recipe.to_yaml())
         self.folder.write_json("run.json", record)
         return record

@@ -6,14 +6,15 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, broadcast_object_list
 
 from ..checkpoints.load import load_model
 from ..checkpoints.own import note_changes
@@ -30,6 +31,7 @@ from .optim import StepPlan, freeze_parameters, plan_steps
 from .recipe import Recipe
 from .tasks import TASKS
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 PACKAGES = ("vit-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "safetensors")
 
@@ -195,6 +197,28 @@ def describe_run(recipe: Recipe, pictures: Pictures, accelerator: Accelerator) -
         "distributed_type": accelerator.distributed_type.value,
         "data": pictures.describe(),
     }
+
+
+def add_session(first: dict[str, Any], record: dict[str, Any], *, step: int) -> dict[str, Any]:
+    """Return the record of a run's first session with another one, which goes on after a step, under "resumed"."""
+    names = ("started", "command", "git_commit", "versions", "torch_build", "device", "processes")
+    session = {"step": step, **{name: record[name] for name in names}}
+    return {**first, "resumed": [*first.get("resumed", []), session]}
+
+
+def on_main(do: Callable[[], T], state: Accelerator | PartialState) -> T:
+    """Let the main process do something and tell the others what came out; when it fails they end, it raises."""
+    answer: list[Any] = [False, None]
+    if state.is_main_process:
+        try:
+            answer = [True, do()]
+        except Exception:
+            broadcast_object_list(answer)
+            raise
+    done, value = broadcast_object_list(answer)
+    if not done:
+        raise SystemExit(1)
+    return value
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Image, IterableDataset
 from torch import nn
@@ -33,8 +34,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput, rotate_checkpoints
 
+from ..configuration_vit_hf import VitHfConfig
 from ..data.bad_images import PASSED_OVER
-from ..data.columns import check_labels, find_image_column, find_label_column
+from ..data.columns import check_labels, find_image_column, find_label_column, has_labels, match_labels
 from ..data.loading import build_evaluation_loader, build_train_loader
 from ..data.order import seed_from
 from ..data.pictures import DataFields, Split, num_rows
@@ -50,6 +52,8 @@ from .recipe import Optimization, Recipe
 from .state import MANIFEST, DamagedFolderError, check_folder
 from .tasks import Classification
 from .trainer_checkpoint import AVERAGE, WEIGHTS, load_weights, newest_checkpoint, read_state, seal, write_state
+
+_UNLABELLED = "test, without labels"
 
 
 class VitHfTrainer(Trainer):
@@ -73,8 +77,8 @@ class VitHfTrainer(Trainer):
         callbacks, optimizers: as for the stock Trainer.
 
     Raises:
-        ValueError: arguments that this class does not serve, or data that does not fit the model.
-        TypeError: the data is no data set of `datasets`.
+        ValueError: arguments or a model that this class does not serve, or data that does not fit the model.
+        TypeError: the model or its image processor is another library's, or the data is no data set of `datasets`.
     """
 
     # the parent's types allow for what this class never has
@@ -104,6 +108,9 @@ class VitHfTrainer(Trainer):
         optimizers: tuple = (None, None),
     ):
         check_arguments(args)
+        _check_model(model, processing_class)
+        if not args.max_grad_norm:
+            args.max_grad_norm = math.inf  # clips nothing; the Trainer takes no norm otherwise, which must be finite
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs by a launcher, never by torch.nn.DataParallel
         had_cache_field = hasattr(model.config, "use_cache")
         self.augmentation, self.optimization = augmentation or Augmentation(), optimization
@@ -167,13 +174,17 @@ class VitHfTrainer(Trainer):
 
         Of a data set that comes again it is the same one, whose pixels are known then.
         """
+        if not isinstance(dataset, Dataset | IterableDataset):
+            splits = f'; give one of its splits, such as data["{next(iter(dataset))}"]' if dataset and isinstance(
+                dataset, dict) else ""  # fmt: skip
+            raise TypeError(
+                f"the {name} data is a {type(dataset).__name__}; expected a Dataset or IterableDataset of `datasets`"
+                f"{splits}; for other data use transformers.Trainer itself, which trains this model too"
+            )
         if dataset in self._opened:
             return self._opened[dataset]
-        if not isinstance(dataset, Dataset | IterableDataset):
-            raise TypeError(
-                f"the {name} data is a {type(dataset).__name__}; expected a Dataset or IterableDataset of `datasets`; "
-                "for other data use transformers.Trainer itself, which trains this model too"
-            )
+        if isinstance(dataset, Dataset) and not len(dataset):
+            raise ValueError(f"the {name} data has no rows; expected at least one: give another split")
         if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
             raise ValueError(
                 f"the {name} data has a transform (with_transform, set_transform), which would not be used; take it "
@@ -186,7 +197,7 @@ class VitHfTrainer(Trainer):
         split = dataset.with_format(None).cast_column(image, Image(decode=False))
         feature = dataset.features[label]
         if not isinstance(feature, ClassLabel):
-            split = split.cast_column(label, ClassLabel(names=self._names))
+            split = self._name_labels(split, label, name)
         elif feature.names != self._names and not _are_default(self._names, feature.names):
             raise ValueError(
                 f"the {name} data has {len(feature.names)} classes, the model {len(self._names)}, or in another order "
@@ -197,6 +208,17 @@ class VitHfTrainer(Trainer):
             check_labels({name: split}, label, where="the data")
         self._opened[dataset] = split, {"image_column": image, "label_column": label}
         return self._opened[dataset]
+
+    def _name_labels(self, split: Split, column: str, where: str) -> Split:
+        """Turn text, and numbers where the model's classes are called by numbers, into the class of that name.
+
+        Numbers are class indices otherwise. Classes called "0", "1", ... are the same either way.
+        """
+        kind = split.features[column].dtype
+        numbered = kind.startswith(("int", "uint")) and all(name.isdecimal() for name in self._names)
+        if numbered or "string" in kind:
+            return match_labels(split, column, self._names, where="the data", split=where)
+        return split.cast_column(column, ClassLabel(names=self._names))
 
     def get_train_dataloader(self) -> DataLoader:
         """Return this process's share of the whole run: accumulated batches, step after step."""
@@ -229,7 +251,24 @@ class VitHfTrainer(Trainer):
         chosen = self.eval_dataset if chosen is None else chosen
         if chosen is None:
             raise ValueError("there is nothing to evaluate; give an eval_dataset")
-        split, columns = self._open(chosen, name)
+        return self._evaluation_loader(chosen, name)
+
+    def get_test_dataloader(self, test_dataset: Split) -> DataLoader:
+        """Return the loader for `predict`; a Dataset may be without labels: no column, or -1 or nothing in all rows."""
+        if not isinstance(test_dataset, Dataset) or has_labels(
+            test_dataset, where="test", wanted=self._wanted["label"]
+        ):
+            return self._evaluation_loader(test_dataset, "test")
+        image = find_image_column(test_dataset.features, where="test", wanted=self._wanted["image"])
+        column = self._wanted["label"] or "label"
+        placeholders = np.zeros(len(test_dataset), dtype=np.int64)
+        bare = test_dataset.select_columns([image])
+        bare = bare.add_column(column, placeholders, feature=ClassLabel(names=self._names))
+        return self._evaluation_loader(bare, _UNLABELLED)
+
+    def _evaluation_loader(self, dataset: Split, name: str) -> DataLoader:
+        """Return this process's share of a split, in its order."""
+        split, columns = self._open(dataset, name)
         shares = self.accelerator.num_processes if self.accelerator.split_batches else 1
         loader = build_evaluation_loader(
             split,
@@ -241,10 +280,6 @@ class VitHfTrainer(Trainer):
             skip_bad=self.bad_images.skip,
         )
         return self.accelerator.prepare(loader)
-
-    def get_test_dataloader(self, test_dataset: Split) -> DataLoader:
-        """Return the loader for `predict`."""
-        return self.get_eval_dataloader(test_dataset)
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> tuple:
         """Make the run one pass of the Trainer's inner loop."""
@@ -279,11 +314,12 @@ class VitHfTrainer(Trainer):
         elif resume_from_checkpoint:
             check_folder(Path(resume_from_checkpoint))
         self._step = self._part = 0
-        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        if self.average is not None:
-            self.model.load_state_dict(self.average.module.state_dict())
-            self.average = None
-        return output
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:  # a run that ends by an error or Ctrl-C likewise
+            if self.average is not None:
+                self.model.load_state_dict(self.average.module.state_dict())
+                self.average = None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one batch, under the seed of its address."""
@@ -313,8 +349,19 @@ class VitHfTrainer(Trainer):
         """Score every row once; bad ones, where they are skipped, are recorded under the name of the split."""
         samples: Any = dataloader.dataset
         count = None if isinstance(samples, torch.utils.data.IterableDataset) else len(samples)
+        self.callback_handler.eval_dataloader = dataloader  # progress bars ask for its length
+
+        def after_batch(_: int) -> None:
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
         on_bad = self.bad_images.after_scoring(samples, split)
-        return score(network, dataloader, self.accelerator, num_samples=count, on_bad=on_bad)
+        options: dict[str, Any] = {"num_samples": count, "on_batch": after_batch, "on_bad": on_bad}
+        return score(network, dataloader, self.accelerator, **options)
+
+    def _average_points(self) -> None:
+        """Let a schedule-free optimiser put its averaged point into the model; a step puts the other back."""
+        if callable(getattr(self.optimizer, "eval", None)):
+            self.optimizer.eval()
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Augment a training batch on the device; an evaluation batch is ready."""
@@ -394,10 +441,13 @@ class VitHfTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Score every row of a split once, with the weights that would be saved as the result."""
+        self._average_points()
         network = self.model_wrapped if self.average is None else self.average.module
         samples: Any = dataloader.dataset
         scores = self.measure(network, dataloader, "validation" if samples.name == "evaluation" else samples.name)
         predictions, labels = scores.logits.numpy(), scores.labels.numpy()
+        if samples.name == _UNLABELLED:
+            return EvalLoopOutput(predictions=predictions, label_ids=None, metrics={}, num_samples=len(predictions))
         metrics: dict[str, float] = {**scores.measure()}
         count = int(metrics.pop("n"))
         if self.compute_metrics is not None:
@@ -415,6 +465,7 @@ class VitHfTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
             return
+        self._average_points()
         folder = output_dir or self.args.output_dir
         network = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with quiet_transformers():
@@ -521,6 +572,36 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError("FSDP and DeepSpeed are served by scripts/finetune_accelerate.py; use that, or DDP here")
     if args.fp16_full_eval or args.bf16_full_eval:
         raise ValueError("fp16_full_eval and bf16_full_eval are not served; bf16 or fp16 covers the evaluation too")
+    if args.include_for_metrics or args.batch_eval_metrics:
+        raise ValueError(
+            "include_for_metrics and batch_eval_metrics are not served; compute_metrics gets the logits and labels of "
+            "the whole split, once"
+        )
+
+
+def _check_model(model: Any, processor: Any) -> None:
+    """Raise for what is no classifier of this package with its image processor, or learns otherwise.
+
+    The classes may be those of a model repo's own code, which are others to Python.
+    """
+    inner = getattr(model, "_orig_mod", model)  # torch.compile's
+    ours = getattr(getattr(inner, "config", None), "model_type", None) == VitHfConfig.model_type
+    adapted = hasattr(inner, "peft_config") or getattr(inner, "_hf_peft_config_loaded", False)
+    if adapted or not (ours and hasattr(inner, "classifier")):
+        raise TypeError(
+            f"model is {'one with adapters' if adapted else type(inner).__name__}; expected a "
+            "VitHfForImageClassification; use transformers.Trainer, which trains all of this package, and adapters"
+        )
+    if not hasattr(processor, "image_hw"):
+        raise TypeError(
+            f"processing_class is {type(processor).__name__}; expected the model's VitHfImageProcessor: load it with "
+            "VitHfImageProcessor.from_pretrained"
+        )
+    if (kind := inner.config.problem_type) not in (None, "single_label_classification"):
+        raise ValueError(
+            f"the model's problem_type is {kind!r}; expected one class a picture, which is what this class trains: set "
+            "model.config.problem_type to None, or use transformers.Trainer"
+        )
 
 
 def _are_default(names: list[str], data_names: list[str]) -> bool:

@@ -159,7 +159,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for path in sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
         if not _is_sealed(path):
-            logger.warning("%s is half-written: the checkpoint before it is taken, if there is one", path)
+            logger.warning(
+                "%s is half-written, or without what a run goes on from (save_only_model, the stock Trainer): the "
+                "checkpoint before it is taken, if there is one",
+                path,
+            )
             continue
         try:
             check_folder(path)

@@ -5,17 +5,19 @@ every evaluation and every `checkpoint_steps`, the newest and the best kept.
 """
 
 import contextlib
+import json
 import math
 import time
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from ..checkpoints.receipt import RECEIPT_FILE
 from ..data.bad_images import RECORD
@@ -25,15 +27,23 @@ from ..evaluation.predictions import PREDICTIONS, Predictions, write_predictions
 from ..evaluation.scoring import Scores
 from ..inspection.plots import plot_learning_curves
 from ..modeling_vit_hf import VitHfForImageClassification
-from .checkpoint import next_output
+from .checkpoint import check_same_run, checkpoints, find_run, next_output, read_recipe, results_of
 from .energy import EnergyMeter
 from .loop import TrainResult
 from .optim import plan_steps
 from .progress import RunDisplay, quiet_transformers
 from .recipe import Recipe
 from .recipes import get_recipe
-from .setup import build_model, check_launch, describe_run, enable_checkpointing, receipt_of
-from .state import RunFolder
+from .setup import (
+    add_session,
+    build_model,
+    check_launch,
+    describe_run,
+    enable_checkpointing,
+    on_main,
+    receipt_of,
+)
+from .state import RunFolder, check_folder
 from .trainer import VitHfTrainer, check_arguments
 from .trainer_checkpoint import newest_checkpoint
 from .utilization import Utilization
@@ -107,36 +117,63 @@ def train_with_trainer(
     Args:
         recipe: a `Recipe`, the name of one, or a YAML file.
         output: new folder for the run, or with `resume` that of the run; `runs/NAME`, numbered if taken, when None.
-        resume: "auto" to go on from the newest whole checkpoint in `output`, or to start there if it has none; or the
-            path of a checkpoint.
+        resume: "auto" to go on from the newest whole checkpoint in `output` (`runs/NAME` when None), or to start there
+            if it has none; or a run folder, or one of its checkpoints.
         quiet: print nothing.
         overrides: recipe fields by keyword, as for `vit_hf.train`.
 
     Raises:
-        ValueError, OSError: recipe, data, checkpoint or folder is not usable.
+        ValueError, OSError: recipe, data, checkpoint or folder is not usable, or they do not belong together; nothing
+            has been written.
         FloatingPointError: loss or gradient is not finite.
     """
     recipe = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
     short = {"data": "data.source", "max_steps": "optimization.max_steps"}
     recipe = recipe.override({short.get(name, name.replace("__", ".")): value for name, value in overrides.items()})
-    if output is None:
-        output = next_output(recipe.name) if resume is None else Path("runs") / recipe.name
-        if resume not in (None, "auto"):
-            output = Path(str(resume)).parents[1]
-    path = Path(output)
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.cpu_threads or threads)
     try:
-        return _run(recipe, path, resume, quiet)
+        return _run(recipe, output, resume, quiet)
     finally:
         torch.set_num_threads(threads)
 
 
-def _run(recipe: Recipe, path: Path, resume: str | Path | None, quiet: bool) -> TrainResult:
+def _find_start(
+    recipe: Recipe, output: str | Path | None, resume: str | Path | None, data: dict[str, Any]
+) -> tuple[Path, Path | None, dict[str, Any] | None]:
+    """Decide where a run goes and where it begins, as `checkpoint.find_start` does, with the Trainer's checkpoints.
+
+    Returns:
+        The run folder; the checkpoint to go on from, or None; the results if the run is finished, or None.
+    """
+    if resume is None:
+        return Path(output or next_output(recipe.name)), None, None
+    run, checkpoint = find_run(recipe, output, resume)
+    finished = results_of(run, recipe, data)
+    if finished is not None:
+        return run, None, finished
+    start = checkpoint or newest_checkpoint(run / _CHECKPOINTS)
+    if start is None and checkpoints(run):
+        raise ValueError(f"{run} is a run of `vit-hf train`; go on with it by that, or start anew")
+    if start is None and str(resume) != "auto":
+        raise FileNotFoundError(f"{run} has no checkpoints/checkpoint-N to resume from; start a new run")
+    if start is not None:
+        check_folder(start)
+        before = json.loads((run / "run.json").read_text(encoding="utf-8"))["data"]
+        check_same_run({"recipe": read_recipe(run), "data": before}, recipe, data, start)
+    return run, start, None
+
+
+def _run(recipe: Recipe, output: str | Path | None, resume: str | Path | None, quiet: bool) -> TrainResult:
     pictures = open_pictures(recipe.data)
     images, validate = num_rows(pictures.train), pictures.validation is not None
-    args = training_arguments(recipe, path / _CHECKPOINTS, num_images=images, validate=validate)
-    path = Path(broadcast_object_list([str(path)])[0])
+    args = training_arguments(recipe, ".", num_images=images, validate=validate)
+    data = pictures.describe()
+    path, start, finished = on_main(
+        lambda: _find_start(recipe, output, resume, data), cast(PartialState, args.distributed_state)
+    )
+    if finished is not None:
+        return TrainResult(path, finished, args.should_save, was_finished=True)
     args.output_dir = str(path / _CHECKPOINTS)
     model, processor = build_model(recipe, pictures.id2label)
     if recipe.gradient_checkpointing:
@@ -171,22 +208,20 @@ def _run(recipe: Recipe, path: Path, resume: str | Path | None, quiet: bool) -> 
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback):
                 callback.logging_dir = str(path / "tensorboard")
-        record = describe_run(recipe, pictures, trainer.accelerator)
+        record, before = describe_run(recipe, pictures, trainer.accelerator), _costs_before(start)
+        if start is not None:
+            first = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            record = add_session(first, record, step=int(start.name.rpartition("-")[2]))
         if folder is not None:
             folder.write_text("recipe.yaml", recipe.to_yaml())
             folder.write_json("run.json", record)
             if (receipt := receipt_of(model)) is not None:
                 folder.write_text(RECEIPT_FILE, receipt.to_json())
-        start = newest_checkpoint(path / _CHECKPOINTS) if resume == "auto" else resume
-        started = time.perf_counter()
-        meter = EnergyMeter(args.device, packages=trainer.accelerator.is_local_main_process)
-        trainer.add_callback(_Energy(meter))
+        costs = _Costs(trainer.accelerator, before)
+        trainer.add_callback(costs)
         with quiet_transformers(), display:
             trainer.train(None if start is None else str(start))
-        record["seconds"] = round(time.perf_counter() - started, 1)
-        energy = meter.kwh(trainer.accelerator)
-        record["energy_kwh"] = energy if start is None else None  # what the sessions before used is not recorded
-        record["energy_source"] = None if record["energy_kwh"] is None else meter.source
+        record.update(costs.measure())
         if folder is not None:
             folder.publish_root(lambda place: trainer.save_model(str(place), _internal_call=True))
         trainer.accelerator.wait_for_everyone()
@@ -305,17 +340,51 @@ class _Progress(TrainerCallback):
         self.since = time.perf_counter() - self.seconds  # what it took does not count
 
 
-class _Energy(TrainerCallback):
-    """Reads the counters often enough."""
+class _Costs(TrainerCallback, ExportableState):
+    """Time and energy of the training, over all sessions of the run: each checkpoint's `trainer_state.json` has them.
 
-    def __init__(self, meter: EnergyMeter):
-        self.meter = meter
+    Args:
+        accelerator: of the run.
+        before: what `measure` told when the checkpoint to go on from was saved, or None.
+    """
+
+    def __init__(self, accelerator: Accelerator, before: dict[str, Any] | None):
+        self.accelerator = accelerator
+        self.meter = EnergyMeter(accelerator.device, packages=accelerator.is_local_main_process)
+        self.started = time.perf_counter()
+        nothing: dict[str, Any] = {"seconds": 0.0, "energy_kwh": 0.0, "energy_source": self.meter.source}
+        self.before = nothing if before is None else before
+        self.now = self.before
+
+    def measure(self) -> dict[str, Any]:
+        """Return seconds, kWh and where they were read, None where they are unknown; all processes call it."""
+        seconds, energy = time.perf_counter() - self.started, self.meter.kwh(self.accelerator)
+        earlier = self.before["energy_kwh"] if self.before["energy_source"] == self.meter.source else None
+        total = None if energy is None or earlier is None else earlier + energy
+        return {
+            "seconds": round(self.before["seconds"] + seconds, 1),
+            "energy_kwh": total,
+            "energy_source": None if total is None else self.meter.source,
+        }
 
     def on_step_end(self, args, state, control, **_):
         self.meter.sample()
+        if control.should_save:
+            self.now = self.measure()
 
     def on_prediction_step(self, args, state, control, **_):
         self.meter.sample()
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": self.now}
+
+
+def _costs_before(start: Path | None) -> dict[str, Any] | None:
+    """Return what a checkpoint tells of the sessions before it, None without one."""
+    if start is None:
+        return None
+    state = json.loads((start / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    return state["stateful_callbacks"][_Costs.__name__]["attributes"]
 
 
 class _SaveEvery(TrainerCallback):
