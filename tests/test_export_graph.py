@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 import torch
 from datasets import load_dataset
+from PIL import ImageOps
 
 pytest.importorskip("onnxscript", reason="needs the extra export")
 onnx = pytest.importorskip("onnx", reason="needs the extra export")
@@ -23,6 +24,7 @@ from vit_hf.cli import main  # noqa: E402
 from vit_hf.data.loading import build_evaluation_loader, finisher  # noqa: E402
 from vit_hf.data.pictures import DataFields, open_pictures  # noqa: E402
 from vit_hf.evaluation.scoring import classify  # noqa: E402
+from vit_hf.inference_vit_hf import normalization  # noqa: E402
 from vit_hf.sharing import export, graph  # noqa: E402
 from vit_hf.sharing.export import export_model  # noqa: E402
 from vit_hf.sharing.graph import open_graph, trace, write_graph  # noqa: E402
@@ -192,6 +194,7 @@ def test_an_exported_folder_names_sizes_labels_and_preprocessing_and_runs_by_its
     inside = session.get_modelmeta().custom_metadata_map
     assert json.loads(inside["labels"]) == json.loads((made / "labels.json").read_text()) == list(NAMES.values())
     assert json.loads(inside["image_size"]) == [24, 16]
+    assert float(inside["rescale_factor"]) == 1 / 255
     assert json.loads(inside["image_mean"]) == json.loads(inside["image_std"]) == [0.5, 0.5, 0.5]
     assert inside["resample"] == "bilinear"
     assert int(inside["opset"]) == onnx.load(made / "model.onnx").opset_import[0].version == record["opset"]
@@ -217,22 +220,32 @@ def test_an_exported_folder_names_sizes_labels_and_preprocessing_and_runs_by_its
          "crop_rounding": "round", "resample": 3, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.1]},
         {"size": {"height": 21, "width": 30}, "do_center_crop": True, "crop_size": {"height": 16, "width": 24}},
         {"size": {"height": 16, "width": 24}, "antialias": False},
+        {"size": {"height": 16, "width": 24}, "do_normalize": False},
+        {"size": {"height": 16, "width": 24}, "do_rescale": False, "image_mean": [99.0, 88.0, 77.0],
+         "image_std": [50.0, 60.0, 70.0]},
+        {"size": {"height": 16, "width": 24}, "rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 1.0},
+        {"do_resize": False, "do_center_crop": True, "crop_size": {"height": 16, "width": 24}},
+        {"size": {"height": 16, "width": 24}, "do_pad": True, "pad_size": {"height": 32, "width": 32}},
     ],
-    ids=["shorter edge and crop", "both edges and crop", "without antialiasing"],
+    ids=["shorter edge and crop", "both edges and crop", "without antialiasing", "0 to 1", "bytes", "-1 to 1, scalars",
+         "no resize", "padded"],
 )  # fmt: skip
 def test_the_readmes_preprocessing_is_that_of_the_image_processor(settings, tmp_path, picture, monkeypatch):
     from vit_hf.sharing.export_readme import _picture_code
 
     processor = VitHfImageProcessor(**settings)
     monkeypatch.chdir(tmp_path)
-    picture.save("picture.jpg", quality=100)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # as phones write it
+    picture.save("picture.jpg", quality=100, exif=exif)
     processor.save_pretrained(".")
-    names = {"np": np, "Image": PIL.Image}
-    exec("\n".join(_picture_code(processor)), names)
+    names = {"np": np, "Image": PIL.Image, "ImageOps": ImageOps}
+    exec("\n".join(_picture_code(processor, 3)), names)
     with PIL.Image.open("picture.jpg") as opened:
         expected = processor(opened, return_tensors="np")["pixel_values"]
     assert names["pixels"].dtype == np.float32
-    levels = np.abs(names["pixels"] - expected) * np.reshape(processor.image_std, (3, 1, 1)) * 255
+    factor, _, std = normalization(processor, 3)
+    levels = np.abs(names["pixels"] - expected) * np.reshape(std, (3, 1, 1)) / factor
     assert levels.max() <= 1.01  # Pillow's rounding against torchvision's
 
 
@@ -245,6 +258,7 @@ def test_bfloat16_weights_of_a_one_channel_model_are_exported_as_float32_and_sai
     readme = (made.folder / "README.md").read_text()
     assert all(note in readme for note in made.record["notes"])
     assert "`torch.export.load` is not safe" in readme
+    assert 'pixels = np.zeros((1, 1, 16, 24), "float32")' in readme
     assert not any(names_this_machine(path) for path in made.folder.iterdir())
     run = open_graph(made.folder / "model.pt2")
     network = VitHfForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()

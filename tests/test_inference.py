@@ -175,8 +175,19 @@ def test_what_cannot_be_folded_is_refused_and_nothing_changes():
     grey = VitHfImageProcessor(image_mean=[0.5], image_std=[0.5])
     with pytest.raises(ValueError, match="normalises 1 channels, the model takes 3"):
         model.prepare_for_inference(grey)
+    for options in ({"antialias": False}, {"do_pad": True, "pad_size": {"height": 32, "width": 32}}):
+        with pytest.raises(ValueError, match="antialias=False or do_pad=True cannot be folded in"):
+            model.prepare_for_inference(VitHfImageProcessor(**options))
     for other in (stem, masked, model):
         other.train().prepare_for_inference()  # was not prepared
+
+
+def test_weights_for_uint8_and_plain_ones_are_not_taken_for_each_other():
+    plain, prepared = random_model(), random_model().prepare_for_inference(VitHfImageProcessor())
+    with pytest.raises(RuntimeError, match="for_uint8"):
+        plain.load_state_dict(prepared.state_dict(), strict=True)
+    with pytest.raises(RuntimeError, match="for_uint8"):
+        prepared.load_state_dict(plain.state_dict(), strict=True)
 
 
 def test_a_stem_is_packed_too():

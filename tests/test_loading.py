@@ -846,3 +846,13 @@ def test_the_pipeline_classifies_with_and_without_the_package(fresh_process):
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
     assert sum(scores[1]) == pytest.approx(1, abs=1e-5)
     assert {answer["label"] for answer in here} == set(NAMES.values())
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_auto_and_short_names_of_a_dtype_are_taken_as_by_transformers(name, tiny, tmp_path):
+    VitHfForImageClassification(tiny()).bfloat16().save_pretrained(tmp_path)
+    for value, expected in (("auto", torch.bfloat16), ("half", torch.float16), (torch.float64, torch.float64)):
+        for made in (VitHfForImageClassification, VitHfModel):
+            model = made.from_pretrained(tmp_path, **{name: value})
+            assert {tensor.dtype for tensor in model.parameters()} == {expected}
+            assert model.config.dtype == expected

@@ -1586,3 +1586,28 @@ def test_the_number_of_classes_is_an_attribute_as_in_transformers(tiny):
     assert model.num_labels == 5
     model.set_labels({0: "a", 1: "b"})
     assert model.num_labels == 2
+
+
+def test_attention_pooling_is_differentiated_twice_where_attention_is_written_out(tiny, randomise):
+    model, pixels = randomise(VitHfForImageClassification(tiny(pooling="map"))), images().requires_grad_()
+    expected = model(pixels).logits
+    model.set_attn_implementation("eager")
+    found = model(pixels).logits
+    close(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), pixels, create_graph=True)
+    gradient.square().sum().backward()  # torch's fused attention has no second derivative
+    assert pixels.grad.abs().max() > 0
+
+
+def test_hooks_on_all_modules_see_each_one(tiny, randomise):
+    """As profilers and tracers set them, by `torch.nn.modules.module.register_module_forward_hook`."""
+    model, seen = randomise(VitHfForImageClassification(tiny())).train(), []
+    expected = model(images()).logits
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        found = model(images()).logits
+    finally:
+        handle.remove()
+    close(found, expected)
+    unseen = [name for name, module in model.named_modules() if module not in seen]
+    assert unseen == ["vit.layers"]  # a list, which is never called

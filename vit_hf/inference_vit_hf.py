@@ -254,16 +254,13 @@ def _take_uint8(model: VitHfPreTrainedModel, image_processor) -> None:
         )
     if model.encoder.embeddings.mask_token is not None:
         raise ValueError("a model for masked images compares with normalised pixels; leave out image_processor")
-    ones, zeros = [1.0] * config.num_channels, [0.0] * config.num_channels
-    mean, std = (image_processor.image_mean, image_processor.image_std) if image_processor.do_normalize else (
-        zeros, ones)  # fmt: skip
-    mean, std = ([each] * config.num_channels if isinstance(each, (int, float)) else each for each in (mean, std))
-    if len(mean) != config.num_channels or len(std) != config.num_channels:
+    if not getattr(image_processor, "antialias", True) or getattr(image_processor, "do_pad", False):
         raise ValueError(
-            f"the image processor normalises {len(mean)} channels, the model takes {config.num_channels}; expected the "
-            "processor that was saved with the model"
+            "an image processor with antialias=False or do_pad=True cannot be folded in: without antialiasing it gives "
+            "no uint8, and what it pads is not normalised; leave out image_processor, and hand normalised pixel_values "
+            "to the model"
         )
-    factor = image_processor.rescale_factor if image_processor.do_rescale else 1.0
+    factor, mean, std = normalization(image_processor, config.num_channels)
     old = patches.projection
     shift, divisor = (torch.tensor(values, dtype=torch.float64, device="cpu").view(-1, 1, 1) for values in (mean, std))
     kernel = old.weight.to("cpu", torch.float64)  # (D, C, h, w)
@@ -272,3 +269,20 @@ def _take_uint8(model: VitHfPreTrainedModel, image_processor) -> None:
     new.weight = nn.Parameter((kernel * (factor / divisor)).to(old.weight))
     new.bias = nn.Parameter((bias + (kernel * ((128 * factor - shift) / divisor)).sum(dim=(1, 2, 3))).to(old.weight))
     patches.projection, patches.takes_uint8 = new, True
+    patches.register_buffer("for_uint8", torch.ones((), dtype=torch.bool))  # not loaded into a plain model unnoticed
+
+
+def normalization(image_processor, num_channels: int) -> tuple[float, list[float], list[float]]:
+    """Return factor, mean and std of what an image processor makes of a pixel 0..255: (pixel * factor - mean) / std.
+
+    Raises:
+        ValueError: mean and std are those of another number of channels.
+    """
+    numbers = (image_processor.image_mean, image_processor.image_std) if image_processor.do_normalize else (0.0, 1.0)
+    mean, std = ([each] * num_channels if isinstance(each, (int, float)) else list(each) for each in numbers)
+    if len(mean) != num_channels or len(std) != num_channels:
+        raise ValueError(
+            f"the image processor normalises {len(mean)} channels, the model takes {num_channels}; expected the "
+            "processor that was saved with the model"
+        )
+    return (image_processor.rescale_factor if image_processor.do_rescale else 1.0), mean, std

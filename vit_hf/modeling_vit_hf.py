@@ -23,6 +23,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -516,9 +517,10 @@ def _is_offloaded(model: nn.Module) -> bool:
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether a call of the module does anything but its `forward`: hooks, Accelerate's offloading."""
+    """Whether a call of the module does anything but its `forward`: hooks, also on all modules, or offloading."""
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    return "forward" in vars(module) or any(getattr(module, name) for name in hooks)
+    own = "forward" in vars(module) or any(getattr(module, name) for name in hooks)
+    return bool(own or _has_any_global_hook())
 
 
 class VitHfAttention(nn.Module):
@@ -766,6 +768,7 @@ class VitHfAttentionPooling(nn.Module):
 
     def __init__(self, config: VitHfConfig):
         super().__init__()
+        self.config = config
         self.num_heads, width = config.num_attention_heads, config.hidden_size
         self.probe = nn.Parameter(torch.empty(1, 1, width))
         self.query = nn.Linear(width, width)
@@ -778,10 +781,14 @@ class VitHfAttentionPooling(nn.Module):
         heads = (self.num_heads, hidden_states.shape[-1] // self.num_heads)
         query = self.query(self.probe).expand(hidden_states.shape[0], -1, -1).unflatten(-1, heads)  # (B, 1, A, K)
         key, value = self.key_value(hidden_states).chunk(2, dim=-1)  # each (B, N, D)
-        parts = (query, key.unflatten(-1, heads), value.unflatten(-1, heads))
-        pooled = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in parts))  # (B, A, 1, K)
-        pooled = pooled.transpose(1, 2).flatten(2)  # (B, 1, D)
-        pooled = self.output(pooled)
+        query, key, value = (
+            part.transpose(1, 2) for part in (query, key.unflatten(-1, heads), value.unflatten(-1, heads))
+        )  # (B, A, 1, K), twice (B, A, N, K)
+        if self.config._attn_implementation == "eager":  # can be differentiated twice, and forwards
+            pooled, _ = eager_attention_forward(self, query, key, value, None, scaling=heads[1] ** -0.5)
+        else:
+            pooled = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)  # (B, 1, A, K)
+        pooled = self.output(pooled.flatten(2))  # (B, 1, D)
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # (B, D)
 
 
@@ -1000,6 +1007,7 @@ class VitHfPreTrainedModel(PreTrainedModel):
         path = pretrained_model_name_or_path
         wants_info = kwargs.pop("output_loading_info", False)
         accepts_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
+        dtypes = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}  # not for the config
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
@@ -1026,7 +1034,7 @@ class VitHfPreTrainedModel(PreTrainedModel):
             config, kwargs = cls.config_class.from_pretrained(
                 path if config is None else config, return_unused_kwargs=True, **kwargs
             )
-        kwargs |= hub_options
+        kwargs |= hub_options | dtypes
         config = copy.deepcopy(config)
         if not cls._has_decoder:
             for name in DECODER_FIELDS:

@@ -17,6 +17,7 @@ from ..checkpoints.load import load_model
 from ..data.pictures import Pictures
 from ..evaluation.run import open_data
 from ..image_processing_vit_hf import VitHfImageProcessor, to_rgb
+from ..inference_vit_hf import normalization
 from ..modeling_vit_hf import VitHfForImageClassification
 from ..training.state import sync
 from .export_readme import render_readme
@@ -220,14 +221,17 @@ def _compare(network: VitHfForImageClassification, file: Path, batches: list[tor
 def _metadata(network: VitHfForImageClassification, processor: VitHfImageProcessor, dynamic: bool) -> dict[str, Any]:
     """What stands in the file itself."""
     config, settings = network.config, processor.to_dict()
+    scaling = {}
+    if config.num_channels == 3:  # else the pixels are not the image processor's
+        factor, mean, std = normalization(processor, 3)
+        scaling = {"rescale_factor": factor, "image_mean": mean, "image_std": std}
     versions = {"vit_hf": __version__, "torch": torch.__version__}
     return {
         "labels": list(class_names(config)),
         "image_size": DYNAMIC if dynamic else list(config.image_hw),
         "patch_size": list(config.patch_hw),
         "num_channels": config.num_channels,
-        "image_mean": list(settings["image_mean"]),
-        "image_std": list(settings["image_std"]),
+        **scaling,
         "resample": PIL.Image.Resampling(settings["resample"]).name.lower(),
         "versions": versions,
     }

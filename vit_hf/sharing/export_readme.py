@@ -5,6 +5,7 @@ from typing import Any
 import PIL.Image
 
 from ..image_processing_vit_hf import VitHfImageProcessor
+from ..inference_vit_hf import normalization
 
 
 def render_readme(record: dict[str, Any], results: dict[str, Any] | None, processor: VitHfImageProcessor) -> str:
@@ -31,9 +32,16 @@ def render_readme(record: dict[str, Any], results: dict[str, Any] | None, proces
             f"H is a multiple of {patch_height}, W of {patch_width}, each at least two of them. Keep to that: "
             "nothing checks it, and the rest of another size is dropped."
         )
+    pictures = _picture_code(processor, record["num_channels"])
     lines += [*(f"Note: {note}." for note in record["notes"]), "", "## Run", "", "```python"]
-    lines += _onnx_code(processor) if onnx else _torch_code(processor)
+    lines += _onnx_code(pictures) if onnx else _torch_code(pictures)
     lines += ["```", ""]
+    if "convert" in "".join(pictures):
+        lines += [
+            "So for opaque pictures of 8 bits; of others the image processor puts what is transparent over white, and "
+            "brings 16 bits to 8.",
+            "",
+        ]
     lines.append(
         "`labels.json` names the classes, `preprocessor_config.json` holds the preprocessing; both stand in "
         f"`{record['file']}` too ({'`metadata_props`' if onnx else 'its extra files'})."
@@ -79,16 +87,21 @@ def _cost(results: dict[str, Any]) -> list[str]:
     ]
 
 
-def _picture_code(processor: VitHfImageProcessor) -> list[str]:
-    """Lines from a file to `pixels` float32 (1, 3, H, W), with Pillow and numpy alone where they can do it."""
+def _picture_code(processor: VitHfImageProcessor, channels: int) -> list[str]:
+    """Lines from a file to `pixels` float32 (1, C, H, W), with Pillow and numpy alone where they can do it."""
     settings: Any = processor
-    if not settings.antialias:  # Pillow always averages
+    if channels != 3:  # which the image processor makes of every picture
+        height, width = settings.image_hw
+        shape = f"(1, {channels}, {height}, {width})"
+        return [f'pixels = np.zeros({shape}, "float32")  # yours, prepared as for training']
+    plain = settings.do_convert_rgb and settings.do_resize and not settings.do_pad
+    if not plain or not settings.antialias:  # Pillow always averages
         return [
             "from transformers import AutoImageProcessor",
             'processor = AutoImageProcessor.from_pretrained(".", trust_remote_code=True)',
             'pixels = processor(Image.open("picture.jpg"), return_tensors="np")["pixel_values"]',
         ]
-    lines = ['image = Image.open("picture.jpg").convert("RGB")']
+    lines = ['image = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGB")']
     size, resample = settings.size, PIL.Image.Resampling(settings.resample).name
     if size.shortest_edge:
         edge = f"[side * {size.shortest_edge} // min(image.size) for side in image.size]"
@@ -101,19 +114,20 @@ def _picture_code(processor: VitHfImageProcessor) -> list[str]:
         rounding = "round" if settings.crop_rounding == "round" else "int"
         lines.append(f"left, top = {rounding}({left}), {rounding}({top})")
         lines.append(f"image = image.crop((left, top, left + {width}, top + {height}))")
-    mean, std = list(settings.image_mean), list(settings.image_std)
-    lines.append(f"pixels = (np.asarray(image) / 255 - {mean}) / {std}")
+    factor, mean, std = normalization(settings, 3)
+    scaled = "/ 255" if factor == 1 / 255 else f"* {factor}"
+    lines.append(f"pixels = (np.asarray(image) {scaled} - {mean}) / {std}")
     lines.append('pixels = pixels.transpose(2, 0, 1)[None].astype("float32")  # (1, 3, H, W)')
     return lines
 
 
-def _onnx_code(processor: VitHfImageProcessor) -> list[str]:
+def _onnx_code(pictures: list[str]) -> list[str]:
     return [
         "import json",
         "from pathlib import Path",
         "import numpy as np, onnxruntime",
-        "from PIL import Image",
-        *_picture_code(processor),
+        "from PIL import Image, ImageOps",
+        *pictures,
         'session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])',
         'logits = session.run(["logits"], {"pixel_values": pixels})[0][0]',
         'labels = json.loads(Path("labels.json").read_text(encoding="utf-8"))',
@@ -122,13 +136,13 @@ def _onnx_code(processor: VitHfImageProcessor) -> list[str]:
     ]
 
 
-def _torch_code(processor: VitHfImageProcessor) -> list[str]:
+def _torch_code(pictures: list[str]) -> list[str]:
     return [
         "import json",
         "from pathlib import Path",
         "import numpy as np, torch",
-        "from PIL import Image",
-        *_picture_code(processor),
+        "from PIL import Image, ImageOps",
+        *pictures,
         'program = torch.export.load("model.pt2").module()',
         "logits = program(torch.from_numpy(pixels))[0]",
         'labels = json.loads(Path("labels.json").read_text(encoding="utf-8"))',
