@@ -18,11 +18,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
+from accelerate.data_loader import BatchSamplerShard, IterableDatasetShard
 from datasets import ClassLabel, Dataset, Features, Image
+from torch.utils.data import DataLoader
 
 from vit_hf import VitHfImageProcessor
-from vit_hf.data import loading, preparation
+from vit_hf.data import loading, preparation, streams
+from vit_hf.data.drafts import cut_picture
 from vit_hf.data.draws import sample_keys
 from vit_hf.data.images import BadImageError, read_image, read_rgb
 from vit_hf.data.loading import TrainRows, TrainStream, build_evaluation_loader, build_train_loader, finisher
@@ -621,8 +623,36 @@ def test_a_stream_from_a_first_step_is_the_whole_run_without_the_steps_before(sp
 def test_what_a_resumed_stream_passes_over_is_not_decoded(transform):
     broken = pictures(12, **{f"row_{row}": b"broken" for row in range(12)})
     split = TrainStream(broken.to_iterable_dataset(), "image", "label", transform, seed=3, first_position=11)
+    read = []
+    split.on_sample = lambda: read.append(1)  # signs of life
+    sample = next(iter(split))
+    assert len(read) == 12
     with pytest.raises(BadImageError, match="sample 11 of epoch 0"):
-        next(iter(split))
+        sample["pixels"]()
+
+
+def test_a_process_decodes_only_what_it_takes_of_a_stream(split, transform, monkeypatch):
+    cut, read = [], []
+    monkeypatch.setattr(streams, "cut_picture", lambda *args, **rest: cut.append(1) or cut_picture(*args, **rest))
+    monkeypatch.setattr(streams, "read_rgb", lambda *args, **rest: read.append(1) or read_rgb(*args, **rest))
+    stream = split.to_iterable_dataset()
+    options = {**COLUMNS, "transform": transform, "batch_size": 8, "accumulation": 1, "num_steps": 2, "seed": 3}
+    loader, _ = build_train_loader(stream, **options, workers=0)
+    shard = {"batch_size": 8, "num_processes": 2, "split_batches": True, "drop_last": True}
+    share = DataLoader(IterableDatasetShard(loader.dataset, process_index=1, **shard), 4, collate_fn=loader.collate_fn)
+    batches = list(itertools.islice(share, 2))
+    whole = list(itertools.islice(loader, 2))
+    assert len(cut) == 4 + 4 + 8 + 8
+    for mine, all_of_it in zip(batches, whole, strict=True):
+        assert torch.equal(mine["pixels"], all_of_it["pixels"][4:])
+        assert torch.equal(mine["rows"], all_of_it["rows"][4:])
+    scored = build_evaluation_loader(
+        stream, **COLUMNS, name="test", processor=VitHfImageProcessor(size=8), batch_size=8, workers=0
+    )
+    shard = IterableDatasetShard(scored.dataset, process_index=0, **{**shard, "drop_last": False})
+    rows = [row for batch in DataLoader(shard, 4, collate_fn=scored.collate_fn) for row in batch["rows"].tolist()]
+    assert rows == [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19]  # of 22
+    assert len(read) == 12
 
 
 # ---------------------------------------------------------------------------------------------- draws of a batch

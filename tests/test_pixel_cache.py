@@ -393,6 +393,14 @@ def test_a_file_in_a_folder_that_can_only_be_read_is_used(folder, monkeypatch):
         cached_pixels(pictures(5), "image")
 
 
+def test_where_the_folder_is_read_only_pictures_are_read_one_by_one_and_it_is_said(folder, monkeypatch, caplog):
+    monkeypatch.setattr(pixel_cache.os, "access", lambda path, mode: False)  # root may write wherever there is a disk
+    assert cached_pixels(pictures(), "image") is None
+    assert "is read-only: the pictures are decoded one by one" in caplog.text
+    assert "VIT_HF_CACHE" in caplog.text
+    assert not files(folder)
+
+
 def test_the_cache_lies_beside_the_other_caches_or_where_the_variable_says(monkeypatch, tmp_path):
     assert cache_folder("pixels") == tmp_path / "cache" / "pixels"
     monkeypatch.delenv("VIT_HF_CACHE")

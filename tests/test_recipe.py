@@ -69,6 +69,13 @@ def test_yaml_holds_every_field(digits):
     assert tree["model"]["hidden_size"] == digits.model.config["hidden_size"]
 
 
+def test_no_needs_no_quotes_in_yaml(tmp_path):
+    """YAML reads the bare word as false."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: mine\ndata: {source: digits}\nmixed_precision: no\n")
+    assert Recipe.from_yaml(path).mixed_precision == "no"
+
+
 def test_what_yaml_leaves_out_has_its_default(tmp_path):
     path = write(tmp_path, "name: mine\ndata: {source: digits}\noptimization: {learning_rate: 1e-4, epochs: 3}\n")
     expected = Recipe(name="mine", data=DataFields("digits"), optimization=Optimization(learning_rate=1e-4, epochs=3.0))

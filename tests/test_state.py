@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import re
 import resource
 import shutil
@@ -59,6 +60,18 @@ def test_a_folder_with_anything_in_it_is_refused_and_unchanged(tmp_path):
     ):
         RunFolder(tmp_path)
     assert listing(tmp_path) == {"notes": b"mine"}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_is_being_written_is_refused_by_the_name_of_its_writer(resume, tmp_path):
+    first = RunFolder(tmp_path / "run")
+    first.write_text("recipe.yaml", "name: digits")
+    with pytest.raises(BlockingIOError, match=rf"is being written by process {os.getpid()} on .*; wait for it"):
+        RunFolder(tmp_path / "run", resume=resume)
+    first.close()
+    with pytest.raises(FileExistsError, match="is not empty"):
+        RunFolder(tmp_path / "run")
+    RunFolder(tmp_path / "run", resume=True).close()
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):

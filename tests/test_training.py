@@ -5,6 +5,7 @@ import importlib.metadata
 import io
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,11 @@ from vit_hf.data.sources import load_source, progress_bars_on_terminals_only
 from vit_hf.evaluation.analysis import analyse
 from vit_hf.evaluation.predictions import read_predictions
 from vit_hf.evaluation.run import evaluate
-from vit_hf.training import session
-from vit_hf.training.checkpoint import read_weights, step_folder
+from vit_hf.training import checkpoint, loop, session
+from vit_hf.training.checkpoint import STATE, read_weights, step_folder
+from vit_hf.training.interruption import TrainingInterrupted
 from vit_hf.training.setup import build_model
+from vit_hf.training.state import MANIFEST, describe_files
 from vit_hf.variants import variant
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -377,6 +380,78 @@ def test_a_saved_model_that_does_not_repeat_its_record_is_an_error(tmp_path, mon
     recipe = small(keep="best", optimization__max_steps=40, optimization__learning_rate=5e-3, evaluate_every=20.0)
     with pytest.raises(RuntimeError, match="its record says"):
         train(recipe, output=tmp_path / "run", quiet=True)
+
+
+class Ends(BaseException):
+    """So that a run ends as by a crash."""
+
+
+@pytest.mark.parametrize(("change", "small_enough"), [(0.004, True), (0.2, False)])
+def test_a_record_of_an_earlier_session_may_differ_as_machines_do(change, small_enough, tmp_path, capsys, monkeypatch):
+    """The weights are those that were saved: all that another processor can change is which way a close call falls."""
+    recipe = small(keep="best", checkpoint_steps=3, evaluate_every=1.0, data__validation_fraction=0.32)
+
+    def crash(run):
+        raise Ends
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_finish", crash)
+        with pytest.raises(Ends):
+            train(recipe, output=tmp_path / "run", quiet=True)
+    last = tmp_path / "run" / "checkpoints" / "step-00000006"
+    state = json.loads((last / STATE).read_text())
+    state["best"]["top1"] += change
+    (last / STATE).write_text(json.dumps(state))
+    (last / MANIFEST).write_text(json.dumps(describe_files(last)))
+    if not small_enough:
+        with pytest.raises(RuntimeError, match="its record says"):
+            train(recipe, resume=tmp_path / "run")
+        return
+    result = train(recipe, resume=tmp_path / "run")
+    assert "another machine rounds otherwise" in " ".join(capsys.readouterr().out.split())
+    assert result.results["validation_top1"] == state["best"]["top1"]
+
+
+def test_a_request_to_stop_while_the_last_checkpoint_is_saved_is_heard(tmp_path):
+    recipe = small(keep="last", checkpoint_steps=3)
+
+    def ask(folder):
+        if folder.name.endswith("6"):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(TrainingInterrupted, match="after step 6"):
+        train(recipe, output=tmp_path / "run", quiet=True, on_checkpoint=ask)
+    assert not (tmp_path / "run" / "results.json").exists()
+    resumed = train(recipe, resume=tmp_path / "run", quiet=True)
+    undisturbed = train(recipe, output=tmp_path / "other", quiet=True)
+    assert weights(resumed.output) == weights(undisturbed.output)
+
+
+def test_a_variable_of_the_launcher_does_not_divide_the_gradient(tmp_path, monkeypatch):
+    recipe = small(optimization__optimizer="sgd", optimization__clip_norm=None)
+    plain = train(recipe, output=tmp_path / "a", quiet=True)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert weights(train(recipe, output=tmp_path / "b", quiet=True).output) == weights(plain.output)
+
+
+def test_brackets_in_the_name_of_a_folder_are_printed(tmp_path, capsys, monkeypatch):
+    def crash(run):
+        raise Ends
+
+    monkeypatch.setattr(loop, "_finish", crash)
+    with pytest.raises(Ends):
+        train(small(), output=tmp_path / "lr[high]")
+    assert "lr[high]/recipe.yaml" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_runs_that_start_together_without_a_folder_take_one_each(tmp_path, monkeypatch):
+    """All look for a free name before one has made its folder."""
+    monkeypatch.chdir(tmp_path)
+    names = iter([Path("runs/digits"), Path("runs/digits")])
+    found = checkpoint.next_output
+    monkeypatch.setattr(checkpoint, "next_output", lambda name: next(names, None) or found(name))
+    runs = [train(small(keep="last"), quiet=True).output for _ in range(2)]
+    assert [str(run) for run in runs] == ["runs/digits", "runs/digits-2"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

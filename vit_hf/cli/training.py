@@ -68,6 +68,8 @@ def add_commands(add: Add) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from accelerate import PartialState
+
     from ..data.pictures import open_pictures, save_examples
     from ..sharing.card import render_card
     from ..training.interruption import EXIT_INTERRUPTED, TrainingInterrupted
@@ -84,6 +86,7 @@ def _train(options: argparse.Namespace) -> int:
     except TrainingInterrupted as stopped:
         print(f"{stopped}\nto resume: {resume_command(stopped.output)}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    PartialState().destroy_process_group()  # of several processes
     if not result.is_main_process:
         return 0
     folder = result.output

@@ -132,6 +132,8 @@ class TrainCollator:
 
     def __call__(self, samples: dict[str, torch.Tensor] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return what the samples have but for their positions, and the draws."""
+        if isinstance(samples, list):
+            samples = [{**sample, "pixels": sample["pixels"]()} for sample in samples]
         batch = Sent(samples if isinstance(samples, dict) else default_collate(samples))
         positions = batch.pop("positions").tolist()
         if self.draw is not None:
@@ -213,7 +215,7 @@ class EvaluationCollator:
         """Return `pixel_values` for `finish`, (B, C, H, W) or what was asked for, `labels` and `rows` (B,) int64."""
         if isinstance(samples, list):
             numbers = {name: torch.tensor([sample[name] for sample in samples]) for name in ("labels", "rows")}
-            samples = {"images": [sample["images"] for sample in samples], **numbers}
+            samples = {"images": [sample["images"]() for sample in samples], **numbers}
         images = samples.pop("images")
         if self.to_pixels is not None:
             pixels = self.to_pixels(_as_pictures(images))

@@ -44,7 +44,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .. import __version__
-from .cache_folder import REMEDY, cache_folder
+from .cache_folder import REMEDY, VARIABLE, cache_folder
 from .images import read_rgb
 from .workers import leave_requests_to_the_run
 
@@ -77,7 +77,8 @@ def cached_pixels(split: Dataset, image_column: str) -> torch.Tensor | None:
         image_column: its name.
 
     Returns:
-        uint8 (N, C, h, w), mapped into memory; not to be written to.
+        uint8 (N, C, h, w), mapped into memory; not to be written to. None also where there is no file and the folder is
+        read-only, which a warning says.
 
     Raises:
         OSError: the file has to be made and cannot be written; nothing is left of it.
@@ -106,6 +107,11 @@ def _find_or_make(images: Dataset, column: str) -> torch.Tensor | None:
     path = folder / f"{name}.safetensors"
     if (found := _open(path, about, shape, report=False)) is not None:
         return found
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not os.access(there, os.W_OK):
+        what = "the pictures are decoded one by one, each time; a folder that can be written, named in the environment"
+        logger.warning("%s is read-only: %s variable %s, makes that faster", there, what, VARIABLE)
+        return None
     with _lock(folder, name, needed=int(np.prod(shape))):
         if (found := _open(path, about, shape, report=True)) is not None:  # made while this process waited
             return found

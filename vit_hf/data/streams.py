@@ -3,9 +3,11 @@
 Their labels were looked at by no one before. A run that is resumed reads again, undecoded, what it has had.
 """
 
+import copy
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any, cast
 
 import PIL.Image
 from datasets import IterableDataset
@@ -18,11 +20,15 @@ from .images import read_rgb
 from .order import seed_from
 from .transforms import TrainTransform
 
+Read = Callable[[], Any]
 _SHUFFLE_BUFFER = 10_000  # samples of a streamed set among which the order is drawn
 
 
 class TrainStream(TorchIterableDataset):
     """A streamed split, epoch after epoch, shuffled within a buffer; what `TrainRows` has one by one, rows counted.
+
+    Each process reads all samples and takes its share. Their pixels are a function that cuts them, called for a sample
+    that was taken; with `skip_bad` each process has to know which can be decoded, and all are cut.
 
     Args:
         first_position: samples of the run to pass over, undecoded, for resuming.
@@ -43,6 +49,8 @@ class TrainStream(TorchIterableDataset):
         passed_over: int = 0,
     ):
         self.skip_bad, self.passed_over = skip_bad, passed_over
+        self.on_sample: Callable[[], object] = lambda: None
+        """Called for each sample that is read, those that are passed over too."""
         self.bad: list[BadImage] = []  # in the order of reading, those in samples that are not asked for yet too
         self.split = split.shuffle(seed=seed_from("order", seed) % 2**32, buffer_size=_SHUFFLE_BUFFER)
         self.image_column, self.label_column = image_column, label_column
@@ -56,17 +64,18 @@ class TrainStream(TorchIterableDataset):
             row = -1
             for row, sample in enumerate(self.split):
                 seen += 1
+                self.on_sample()
                 if seen < self.first_position + self.passed_over:
                     continue
                 where = f"sample {row} of epoch {epoch} of the training stream"
                 label = _checked_label(sample[self.label_column], self.split, self.label_column, where)
                 value = sample[self.image_column]
                 key = int(sample_keys(self.seed, [epoch], [row], [0])[0])
+                pixels = cache(partial(cut_picture, value, key, self.transform, where=where))
                 try:
-                    pixels = cut_picture(value, key, self.transform, where=where)
+                    if self.skip_bad:
+                        pixels()
                 except BAD as error:
-                    if not self.skip_bad:
-                        raise
                     bad += 1
                     if bad > limit(seen):
                         raise too_many_in_succession(row + 1 - bad, bad, error) from error
@@ -88,7 +97,10 @@ class TrainStream(TorchIterableDataset):
 
 
 class EvaluationStream(TorchIterableDataset):
-    """A streamed split, once, its last sample repeated to fill the last batch; `images`, `labels` and `rows`."""
+    """A streamed split, once, its last sample repeated to fill the last batch; `images`, `labels` and `rows`.
+
+    An image is a function that reads it, for whoever takes the sample; with a `stand_in` all are read by each process.
+    """
 
     def __init__(
         self,
@@ -115,12 +127,12 @@ class EvaluationStream(TorchIterableDataset):
         for row, sample in enumerate(self.split):
             where = f"sample {row} of split {self.name}"
             label = _checked_label(sample[self.label_column], self.split, self.label_column, where)
+            number, picture = row, cast(Read, cache(partial(read_rgb, sample[self.image_column], where=where)))
             try:
-                picture, number = read_rgb(sample[self.image_column], where=where), row
+                if self.stand_in is not None:
+                    picture()
             except BAD as error:
-                if self.stand_in is None:
-                    raise
-                picture, number = self.stand_in, -1 - row
+                picture, number = partial(copy.copy, self.stand_in), -1 - row
                 self.bad[row] = describe_streamed(self.name, row, sample[self.image_column], error)
             yield {"images": picture, "labels": label, "rows": number}
 

@@ -237,6 +237,24 @@ def next_output(name: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
+def open_run(path: Path, *, resume: bool, name: str | None) -> RunFolder:
+    """Open the folder of a run.
+
+    Args:
+        path: of the folder.
+        resume: go on in it.
+        name: of the recipe, where the folder was not chosen by the user: the next one that is free is taken if another
+            run, which was started at the same time, has this one.
+    """
+    while True:
+        try:
+            return RunFolder(path, resume=resume)
+        except (FileExistsError, BlockingIOError):
+            if name is None:
+                raise
+            path = next_output(name)
+
+
 def resume_command(run: Path) -> str:
     """Return the line that resumes a run."""
     return f"vit-hf train {shlex.quote(str(run / 'recipe.yaml'))} --output {shlex.quote(str(run))} --resume auto"

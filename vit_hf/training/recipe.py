@@ -232,7 +232,10 @@ class Recipe:
     def from_yaml(cls, path: str | Path) -> "Recipe":
         """Read a recipe from a YAML file; ValueError naming the file and the fault."""
         try:
-            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+            fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            if isinstance(fields, dict) and fields.get("mixed_precision") is False:
+                fields["mixed_precision"] = "no"  # without quotes YAML's word for false
+            return cls.from_dict(fields)
         except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
 

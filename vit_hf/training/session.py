@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from datasets import Dataset
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -26,11 +26,13 @@ from ..data.bad_images import RECORD
 from ..data.loading import build_evaluation_loader, build_train_loader
 from ..data.pictures import Split, num_rows, open_pictures
 from ..data.pixel_cache import cached_pixels
+from ..data.streams import TrainStream
 from ..data.transforms import TrainTransform
 from ..evaluation.scoring import Scores
 from .checkpoint import (
     find_start,
     flatten,
+    open_run,
     optimizer_tensors,
     read_optimizer,
     read_weights,
@@ -84,6 +86,7 @@ class Session:
             log_with=list(recipe.trackers) or None,
             project_dir=".",
             dataloader_config=DataLoaderConfiguration(split_batches=True),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # by the stepper, not by a variable
             dynamo_backend="inductor" if recipe.compile else None,
         )
         check_launch(recipe, self.accelerator)
@@ -93,7 +96,7 @@ class Session:
         name = f"process {number} of {self.accelerator.num_processes}"
         self.watch = HangWatch(None if minutes is None else 60 * minutes, name)
         self.folder: RunFolder | None = None  # on the main process
-        self.step = 0  # optimiser steps done
+        self.step = self.first_step = 0  # optimiser steps done; before this session
         self.bad_images = PassedOver(recipe.data.on_bad_image, self.accelerator, self._write_bad_images)
         self.evaluated = True  # whether the evaluation that is due after this step is done
         self.best: dict[str, Any] | None = None
@@ -135,13 +138,14 @@ class Session:
             enable_checkpointing(model)
 
         # ------------------------------------------------------------------------------ the folder
-        def open_folder() -> dict[str, Any]:
-            self.folder = RunFolder(self.path, resume=resume is not None)
+        def open_folder() -> tuple[Path, dict[str, Any]]:
+            unnamed = recipe.name if output is None and resume is None else None
+            self.folder = open_run(self.path, resume=resume is not None, name=unnamed)
             if (receipt := receipt_of(model)) is not None:
                 self.folder.write_text(RECEIPT_FILE, receipt.to_json())
-            return self._write_records(record, state)
+            return self.folder.path, self._write_records(record, state)
 
-        self.record, self.receipt = on_main(open_folder, accelerator), receipt_of(model)
+        (self.path, self.record), self.receipt = on_main(open_folder, accelerator), receipt_of(model)
         if accelerator.distributed_type == DistributedType.MULTI_GPU:
             image_chw = (model.config.num_channels, *self.processor.image_hw)
             network = model.to(accelerator.device)
@@ -153,7 +157,7 @@ class Session:
             self.average = build_average(model.to(accelerator.device), recipe.optimization.ema_decay)
         optimizer = build_optimizer(model, recipe.optimization, scaled=recipe.mixed_precision == "fp16")
         self.schedule: LRScheduler = build_schedule(optimizer, recipe.optimization, plan)
-        self.step = state["step"] if state else 0
+        self.step = self.first_step = state["step"] if state else 0
         if state and state.get("bad_images"):
             self.bad_images.load_state_dict(state["bad_images"])
         loader, prepare = build_train_loader(
@@ -172,6 +176,8 @@ class Session:
             passed_over=self.bad_images.passed_over,
         )
         self.samples: Any = loader.dataset
+        if isinstance(self.samples, TrainStream):
+            self.samples.on_sample = self.watch.beat  # passing over what the run has had may take hours
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             set_up_deepspeed(recipe, plan, accelerator)
         self.model_class, self.config = type(model), model.config  # FSDP makes a class of its own

@@ -49,13 +49,13 @@ class RunFolder:
         if self.path.is_file():
             raise FileExistsError(f"{self.path} is a file; expected a folder: choose another --output, or remove it")
         if not resume and self.path.is_dir() and any(self.path.iterdir()):
+            self._refuse_if_written()
             raise FileExistsError(
                 f"{self.path} is not empty; expected a new folder: choose another --output, remove it, or go on with "
                 "the run in it by --resume auto"
             )
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / _LOCK)
             self._acquire()
             writer = {"host": socket.gethostname(), "pid": os.getpid()}
             (self.path / _WRITER).write_text(json.dumps(writer) + "\n", encoding="utf-8")
@@ -73,8 +73,20 @@ class RunFolder:
             (self.path / _WRITER).unlink()
         self._lock.release()
 
+    def _refuse_if_written(self) -> None:
+        """Raise BlockingIOError if another process writes: nobody is to be told to remove such a folder."""
+        if (self.path / _LOCK).exists():
+            try:
+                self._acquire()
+                self._lock.release()
+            except BlockingIOError:
+                raise
+            except OSError:  # nobody can lock it, such as on a read-only disk
+                pass
+
     def _acquire(self) -> None:
         """Take the lock; wait for it only when the process that had it is gone."""
+        self._lock = FileLock(self.path / _LOCK)
         try:
             writer = json.loads((self.path / _WRITER).read_text(encoding="utf-8"))
             name, here = f"process {writer['pid']} on {writer['host']}", writer["host"] == socket.gethostname()

@@ -74,9 +74,10 @@ def verify_resume(
 
 def _session(folder: Path, name: str, stop_after: int | None = None, kind: signal.Signals = signal.SIGKILL) -> int:
     """Start or go on with a run in a new process, end it once the checkpoint of a step is there; return its code."""
-    command = [sys.executable, "-m", "vit_hf.cli", "train", "recipe.yaml", "--output", name, "--resume", "auto"]
+    paths = [str(folder / "recipe.yaml"), "--output", str(folder / name)]  # those in the recipe are the caller's
+    command = [sys.executable, "-m", "vit_hf.cli", "train", *paths, "--resume", "auto"]
     with open(folder / "log", "w+", encoding="utf-8") as log:
-        process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             if stop_after is not None:
                 while process.poll() is None and not any(
