@@ -23,7 +23,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -517,10 +516,12 @@ def _is_offloaded(model: nn.Module) -> bool:
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether a call of the module does anything but its `forward`: hooks, also on all modules, or offloading."""
+    """Whether a call of the module does anything but its `forward`: hooks, Accelerate's offloading.
+
+    Hooks on all modules at once do not count: torch's FLOP counter sets one, to count what is computed without it.
+    """
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    own = "forward" in vars(module) or any(getattr(module, name) for name in hooks)
-    return bool(own or _has_any_global_hook())
+    return "forward" in vars(module) or any(getattr(module, name) for name in hooks)
 
 
 class VitHfAttention(nn.Module):
