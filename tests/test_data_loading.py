@@ -19,7 +19,7 @@ import PIL.Image
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard, IterableDatasetShard
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 from torch.utils.data import DataLoader
 
 from vit_hf import VitHfImageProcessor
@@ -629,6 +629,18 @@ def test_what_a_resumed_stream_passes_over_is_not_decoded(transform):
     assert len(read) == 12
     with pytest.raises(BadImageError, match="sample 11 of epoch 0"):
         sample["pixels"]()
+
+
+def test_labels_of_a_stream_may_be_numpys_numbers(transform):
+    def rows():
+        for label in np.arange(4):
+            yield {"image": PIL.Image.new("RGB", (8, 8)), "label": label}
+
+    stream = IterableDataset.from_generator(rows, features=Features({"image": Image(), "label": Value("int64")}))
+    stream = stream.cast_column("image", Image(decode=False))
+    samples = list(itertools.islice(TrainStream(stream, "image", "label", transform, seed=0), 4))
+    assert sorted(sample["labels"] for sample in samples) == [0, 1, 2, 3]
+    assert {type(sample["labels"]) for sample in samples} == {int}
 
 
 def test_a_process_decodes_only_what_it_takes_of_a_stream(split, transform, monkeypatch):

@@ -733,7 +733,7 @@ def test_gradients_by_gelu_computed_again_are_right_twice(form):
         return _GELUComputedAgain.apply(*parts, form)
 
     close(project(*parts), F.linear(F.gelu(parts[0], approximate=form), *parts[1:]), 0)
-    assert torch.autograd.gradcheck(project, parts, check_forward_ad=True)
+    assert torch.autograd.gradcheck(project, parts, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(project, parts, check_fwd_over_rev=True)
 
 

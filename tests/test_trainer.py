@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from vit_hf.data.transforms import Augmentation
 from vit_hf.training.optim import parameter_groups
 from vit_hf.training.progress import RunDisplay
 from vit_hf.training.recipe import Optimization
-from vit_hf.training.state import MANIFEST, DamagedFolderError
+from vit_hf.training.state import MANIFEST, DamagedFolderError, describe_files
 from vit_hf.training.trainer import VitHfTrainer
 from vit_hf.training.trainer_checkpoint import newest_checkpoint, seal
 from vit_hf.training.trainer_run import train_with_trainer
@@ -361,6 +362,48 @@ def test_what_is_no_run_is_not_gone_on_in(noisy, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "mine"}
 
 
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(noisy, tmp_path):
+    recipe = interrupted(noisy, tmp_path / "run", after=3)
+    state = tmp_path / "run" / "checkpoints" / "checkpoint-3" / "trainer_state.json"
+    known = json.loads(state.read_text())
+    del known["stateful_callbacks"]["_Costs"]  # it kept neither time nor energy
+    state.write_text(json.dumps(known))
+    seal(state.parent)
+    found = train_with_trainer(recipe, resume=tmp_path / "run", quiet=True)
+    assert (found.output / "model.safetensors").read_bytes() == (noisy / "model.safetensors").read_bytes()
+    assert found.results["energy_kwh"] is None
+
+
+def test_the_time_of_an_evaluation_before_a_checkpoint_counts(tmp_path, monkeypatch):
+    measure = VitHfTrainer.measure
+
+    def slow(self, *args):
+        time.sleep(0.3)
+        return measure(self, *args)
+
+    monkeypatch.setattr(VitHfTrainer, "measure", slow)
+    run = train_with_trainer(small(keep="last"), output=tmp_path / "run", quiet=True).output
+    rows = len((run / "metrics.jsonl").read_text().splitlines())
+    state = json.loads((run / "checkpoints" / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["_Costs"]["attributes"]["seconds"] > 0.3 * rows
+
+
+def test_a_named_checkpoint_that_cannot_be_gone_on_from_is_refused_with_the_reason(noisy, tmp_path):
+    recipe = interrupted(noisy, tmp_path / "run", after=3)
+    folder = tmp_path / "run" / "checkpoints" / "checkpoint-3"
+    files = describe_files(folder)
+    del files["training_state.json"]  # as a kill leaves it between model and state
+    (folder / MANIFEST).write_text(json.dumps(files))
+    with pytest.raises(DamagedFolderError, match=r"checkpoint-3 is half-written, or without what a run goes on from"):
+        train_with_trainer(recipe, resume=folder, quiet=True)
+    other = folder.rename(folder.parent / "step-00000003")
+    with pytest.raises(ValueError, match=r"is a run of `vit-hf train`"):
+        train_with_trainer(recipe, resume=other, quiet=True)
+    bare = Path(shutil.copytree(noisy / "checkpoints", tmp_path / "bare" / "checkpoints")) / "checkpoint-2"
+    with pytest.raises(FileNotFoundError, match=r"bare has no recipe.yaml, which says what run it is"):
+        train_with_trainer(recipe, resume=bare, quiet=True)
+
+
 def test_neither_loop_begins_anew_in_a_run_of_the_other(noisy, tmp_path):
     recipe = interrupted(noisy, tmp_path / "run", after=3)
     with pytest.raises(ValueError, match=r"is a run of the Trainer; go on with it by scripts/finetune_trainer.py"):
@@ -610,6 +653,16 @@ def test_labels_without_names_mean_the_class_of_that_name(classes, values, kind,
     assert trainer.predict(data["test"]).label_ids.tolist() == digits["test"]["label"]
 
 
+@pytest.mark.parametrize("names", [["True", "False"], ["False", "True"], ["cat", "dog"]])
+def test_truths_mean_the_class_of_that_name_or_the_index(names, digits, tmp_path):
+    values = [label > 4 for label in digits["test"]["label"]]
+    data = digits["test"].remove_columns("label").add_column("label", values)
+    network, processor = new_model(id2label=dict(enumerate(names)))
+    trainer = VitHfTrainer(network, arguments(tmp_path), eval_dataset=data, processing_class=processor)
+    expected = [names.index(str(value)) if "True" in names else int(value) for value in values]
+    assert trainer.predict(data).label_ids.tolist() == expected
+
+
 def test_a_label_that_is_no_class_of_the_model_is_named_with_its_row(digits, tmp_path):
     data = renamed(digits, list(range(1, 11)), "int64")
     classes = {index: str(index + 1) for index in range(9)}  # no 10
@@ -631,6 +684,8 @@ def test_pictures_without_labels_are_predicted_too(left, digits, tmp_path):
         bare = bare.add_column("label", [-1] * len(bare), feature=digits["test"].features["label"])
     elif left == "nothing":
         bare = bare.add_column("label", [None] * len(bare), feature=datasets.Value("int64"))
+    named = trainer_of(digits, tmp_path, trainer={"label_column": "label"})
+    assert named.predict(bare).label_ids is None
     found = trainer.predict(bare)
     assert found.predictions.tolist() == expected.predictions.tolist()
     assert found.label_ids is None
@@ -676,7 +731,7 @@ class TwoPoints(torch.optim.SGD):
         self.away = False
 
 
-def test_schedule_free_optimisers_are_scored_and_saved_at_their_averaged_point(digits, tmp_path):
+def test_schedule_free_optimisers_are_scored_and_saved_at_their_averaged_point(digits, tmp_path, monkeypatch):
     def finished(optimizer, output, **changes):
         network, processor = new_model()
         made = optimizer(network.parameters(), lr=0.0)
@@ -701,6 +756,12 @@ def test_schedule_free_optimisers_are_scored_and_saved_at_their_averaged_point(d
     again = finished(
         TwoPoints, tmp_path / "b", eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=4
     )
+    with monkeypatch.context() as patched:  # of several processes those that do not write are at the same point, too
+        patched.setattr(TrainingArguments, "should_save", False)
+        other = finished(TwoPoints, tmp_path / "c")
+        assert other.optimizer.optimizer.away
+        other.save_model(str(tmp_path / "nothing"))
+        assert not other.optimizer.optimizer.away
     kept = load_file(tmp_path / "b" / "checkpoint-4" / "model.safetensors")
     for name, tensor in start.items():  # away and back, four times
         torch.testing.assert_close(kept[name], tensor - 1.0, atol=1e-5, rtol=1e-5)

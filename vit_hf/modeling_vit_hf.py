@@ -656,9 +656,9 @@ class _GELUComputedAgain(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors  # once: checkpointing computes them anew
-        tokens = gradient.flatten(0, -2)  # (B*N, D)
+        tokens = gradient.reshape(-1, gradient.shape[-1])  # (B*N, D); flatten has no rule for batches of gradients
         with torch.autocast(gradient.device.type, enabled=False):
-            of_weight = tokens.T @ F.gelu(hidden, approximate=ctx.form).flatten(0, -2)  # (D, M)
+            of_weight = tokens.T @ F.gelu(hidden, approximate=ctx.form).reshape(-1, hidden.shape[-1])  # (D, M)
             of_hidden = torch.ops.aten.gelu_backward(gradient @ weight, hidden, approximate=ctx.form)  # (B, N, M)
             return of_hidden, of_weight, tokens.sum(0), None
 

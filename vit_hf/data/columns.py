@@ -76,7 +76,7 @@ def _label_candidates(features: Features) -> list[str]:
 
 def has_labels(dataset: Dataset, *, where: str, wanted: str | None = None) -> bool:
     """Whether there is a label column, and a label in it; ValueError when there are several and no choice is made."""
-    if wanted is None and not _label_candidates(dataset.features):
+    if wanted not in dataset.features and not _label_candidates(dataset.features):
         return False
     return not is_unlabelled(dataset, find_label_column(dataset.features, where=where, wanted=wanted))
 

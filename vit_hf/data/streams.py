@@ -7,6 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from numbers import Integral
 from typing import Any, cast
 
 import PIL.Image
@@ -145,7 +146,7 @@ def _checked_label(label: Any, split: IterableDataset, column: str, where: str) 
     """Return the label of a streamed sample, which no one has looked at before, if it is a class of the split."""
     feature = (split.features or {}).get(column)
     count = getattr(feature, "num_classes", None)
-    if not isinstance(label, int) or label < 0 or (count is not None and label >= count):
+    if not isinstance(label, Integral) or label < 0 or (count is not None and label >= count):
         expected = "a class number" if count is None else f"0 to {count - 1}"
         raise ValueError(f"{where} has label {label!r} in column {column!r}; expected {expected}; correct or remove it")
-    return label
+    return int(label)

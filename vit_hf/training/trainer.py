@@ -210,13 +210,14 @@ class VitHfTrainer(Trainer):
         return self._opened[dataset]
 
     def _name_labels(self, split: Split, column: str, where: str) -> Split:
-        """Turn text, and numbers where the model's classes are called by numbers, into the class of that name.
+        """Turn text, and numbers or truths where the model's classes are called by them, into the class of that name.
 
         Numbers are class indices otherwise. Classes called "0", "1", ... are the same either way.
         """
         kind = split.features[column].dtype
         numbered = kind.startswith(("int", "uint")) and all(name.isdecimal() for name in self._names)
-        if numbered or "string" in kind:
+        truths = kind == "bool" and set(self._names) == {"False", "True"}
+        if numbered or truths or "string" in kind:
             return match_labels(split, column, self._names, where="the data", split=where)
         return split.cast_column(column, ClassLabel(names=self._names))
 
@@ -462,10 +463,14 @@ class VitHfTrainer(Trainer):
         raise ValueError("this class does not push to the Hub; use vit_hf.VitHfTrainer, which is this one with the Hub")
 
     # ------------------------------------------------------------------------------ checkpoints
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as it would be scored; all processes call it."""
+        self._average_points()
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
             return
-        self._average_points()
         folder = output_dir or self.args.output_dir
         network = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with quiet_transformers():

@@ -25,6 +25,7 @@ from .state import MANIFEST, DamagedFolderError, check_folder, describe_files, s
 logger = logging.getLogger(__name__)
 
 WEIGHTS, AVERAGE = "model.safetensors", "average.safetensors"
+HALF_WRITTEN = "is half-written, or without what a run goes on from (save_only_model, the stock Trainer)"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "training_state.json"
 
 
@@ -137,7 +138,7 @@ def seal(folder: Path) -> None:
     sync(folder)
 
 
-def _is_sealed(folder: Path) -> bool:
+def is_sealed(folder: Path) -> bool:
     """Whether `seal` was reached: what the model writes of itself does not list the state of the training."""
     try:
         return _STATE in read_manifest(folder / MANIFEST)
@@ -158,12 +159,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
     damaged = None
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for path in sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
-        if not _is_sealed(path):
-            logger.warning(
-                "%s is half-written, or without what a run goes on from (save_only_model, the stock Trainer): the "
-                "checkpoint before it is taken, if there is one",
-                path,
-            )
+        if not is_sealed(path):
+            logger.warning("%s %s: the checkpoint before it is taken, if there is one", path, HALF_WRITTEN)
             continue
         try:
             check_folder(path)

@@ -45,9 +45,9 @@ from .setup import (
     on_main,
     receipt_of,
 )
-from .state import check_folder
+from .state import DamagedFolderError, check_folder
 from .trainer import VitHfTrainer, check_arguments
-from .trainer_checkpoint import newest_checkpoint
+from .trainer_checkpoint import HALF_WRITTEN, is_sealed, newest_checkpoint
 from .utilization import Utilization
 
 _CHECKPOINTS = "checkpoints"
@@ -155,12 +155,17 @@ def _find_start(
     if finished is not None:
         return run, None, finished
     start = checkpoint or newest_checkpoint(run / _CHECKPOINTS)
-    if start is None and checkpoints(run):
+    if (start is None or start.name.startswith("step-")) and checkpoints(run):
         raise ValueError(f"{run} is a run of `vit-hf train`; go on with it by that, or start anew")
     if start is None and str(resume) != "auto":
         raise FileNotFoundError(f"{run} has no checkpoints/checkpoint-N to resume from; start a new run")
     if start is not None:
         check_folder(start)
+        if not is_sealed(start):
+            raise DamagedFolderError(f"{start} {HALF_WRITTEN}; name another one, or the run folder")
+        for name in ("recipe.yaml", "run.json"):
+            if not (run / name).is_file():
+                raise FileNotFoundError(f"{run} has no {name}, which says what run it is; expected a run folder")
         before = json.loads((run / "run.json").read_text(encoding="utf-8"))["data"]
         check_same_run({"recipe": read_recipe(run), "data": before}, recipe, data, start)
     return run, start, None
@@ -389,6 +394,9 @@ class _Costs(TrainerCallback, ExportableState):
             "energy_source": None if total is None else self.meter.source,
         }
 
+    def on_train_begin(self, args, state, control, **_):
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())  # the Trainer replaces what is there
+
     def on_step_end(self, args, state, control, **_):
         self.meter.sample()
         if control.should_save:
@@ -396,6 +404,10 @@ class _Costs(TrainerCallback, ExportableState):
 
     def on_prediction_step(self, args, state, control, **_):
         self.meter.sample()
+
+    def on_evaluate(self, args, state, control, **_):
+        if control.should_save:  # which comes after the evaluation
+            self.now = self.measure()
 
     def state(self) -> dict:
         return {"args": {}, "attributes": self.now}
@@ -406,7 +418,8 @@ def _costs_before(start: Path | None) -> dict[str, Any] | None:
     if start is None:
         return None
     state = json.loads((start / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    return state["stateful_callbacks"][_Costs.__name__]["attributes"]
+    found = state["stateful_callbacks"].get(_Costs.__name__)  # one of an earlier version has none
+    return found["attributes"] if found else {"seconds": 0.0, "energy_kwh": None, "energy_source": None}
 
 
 class _SaveEvery(TrainerCallback):
