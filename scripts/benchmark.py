@@ -33,6 +33,8 @@ from typing import Any
 import torch
 from benchmarks import epochs, inputs, models, report
 from benchmarks.machine import describe_machine
+from benchmarks.networks import network_config
+from benchmarks.timing import FAILURES, first_line
 from rich.console import Console
 
 from vit_hf.inspection.style import save_figure
@@ -81,6 +83,11 @@ def read_options(words: list[str]) -> argparse.Namespace:
     for name in ("rounds", "threads", "batch", "pictures"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} is {value}; expected 1 or more")
+    for name in options.model if {"infer", "train"} & set(options.mode) else ():
+        try:
+            network_config(name)
+        except ValueError as error:
+            parser.error(f"--model: {error}")
     return options
 
 
@@ -137,7 +144,7 @@ def _no_data(source: str | None, name: str) -> str | None:
 
 
 def main(words: list[str]) -> int:
-    """Measure, print, write. Returns 1 where outputs disagree or ours could not be run."""
+    """Measure, print, write. Returns 1 where outputs disagree, ours could not be run, or a whole case failed."""
     options = read_options(words)
     torch.set_num_threads(options.threads)
     console = Console()
@@ -145,13 +152,18 @@ def main(words: list[str]) -> int:
     machine = describe_machine(options.threads)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     records: list[dict[str, Any]] = []
+    failed = False
     options.output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     for case, lacking, measure in plan(options):
+        record = None
         if lacking is None:
-            record = measure()
-            console.print(report.render(record, machine["cuda"]))
-        else:
+            try:
+                record = measure()
+                console.print(report.render(record, machine["cuda"]))
+            except (*FAILURES, OSError) as error:  # the other cases may go
+                lacking, failed = first_line(error), True
+        if record is None:
             record = {"case": asdict(case), "pictures": case.batch, "rows": {name: {} for name in case.libraries},
                       "not_measured": lacking, "agrees": True}  # fmt: skip
         records.append(record)
@@ -165,7 +177,7 @@ def main(words: list[str]) -> int:
     wrong = [record for record in records if not record["agrees"] or report.ours_failed(record)]
     for record in wrong:
         console.print(f"[bold red]outputs disagree, or ours failed: {report.title(record)}[/]")
-    return 1 if wrong else 0
+    return 1 if wrong or failed else 0
 
 
 def _write(folder: Path, whole: dict[str, Any]) -> None:

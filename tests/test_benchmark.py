@@ -282,3 +282,30 @@ def test_an_epoch_is_as_many_steps_as_it_has_pictures():
     assert row["seconds"] == [20.0, 40.0, 20.0, 40.0]
     assert row["waits"] == 0.25
     assert row["shown"] == {"epoch (s)": "30.0", "waits for input": "25.0%", "set-up (s)": "1.0, then 0.5"}
+
+
+def test_on_a_gpu_an_epoch_has_enough_steps_for_loaders_that_begin_anew():
+    found = epochs.cases(["Ti/4", "S/4"], [1000, 10_000, 50_000], [1, 2], ["bf16"], ["cuda"], None, 0)
+    assert all(case.images >= 20 * case.batch for case in found)
+    assert len(found) == len(set(found)) == 4  # two sizes of the set, two processes, another network
+
+
+def test_pictures_that_make_no_batch_are_said_and_not_waited_for():
+    (case,) = epochs.cases(["Ti/4"], [16], [1], ["fp32"], ["cpu"], 24, 0)
+    assert epochs.missing(case) == "16 pictures make no batch of 24: give fewer by --batch, or more by --images"
+
+
+def test_a_case_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    def measure(case, **_):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(models, "measure", measure)
+    words = ["--device", "cpu", "--model", "Ti/4@32", "S/4@32", "--precision", "fp32", "--mode", "infer"]
+    assert benchmark.main([*words, "--output", str(tmp_path)]) == 1
+    records = json.loads((tmp_path / "benchmark.json").read_text())["records"]
+    assert [record["not_measured"] for record in records] == ["RuntimeError: out of luck"] * 2
+    assert "out of luck" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        benchmark.main(["--model", "Foo", "--output", str(tmp_path / "no")])
+    assert "--model: unknown variant 'Foo'" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

@@ -205,6 +205,8 @@ def run_timm(settings: Settings, clock: Clock) -> None:
         device=state.device,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, weight_decay=0.06)
+    if not len(loader):
+        raise ValueError(f"{settings.images} pictures make no batch of {settings.batch}; expected one at least")
     done = 0
     while done < settings.steps:
         for pixels, targets in clock.waiting(loader):
@@ -308,6 +310,8 @@ def main(words: list[str]) -> None:
     torch.set_num_threads(settings.threads)
     clock = Clock(settings)
     RUNS[library](settings, clock)
+    if len(clock.record["step_seconds"]) < settings.steps:
+        raise RuntimeError(f"{len(clock.record['step_seconds'])} steps were taken, {settings.steps} expected")
     if int(os.environ.get("RANK", "0")) == 0:
         print("\n" + json.dumps({**clock.record, "settings": asdict(settings)}), flush=True)
 

@@ -73,7 +73,11 @@ def cases(
                 per_step = batch or (BATCHES.get(size, 8) if device == "cpu" else 512)
                 what = f"{count:,} pictures" + (f", {number} processes" if number > 1 else "")
                 steps = STEPS.get(size, 4) if device == "cpu" else 50
-                made.append(Case("epoch", model, what, count, number, precision, device, per_step, steps))
+                if device == "cuda":  # else the others would begin their loaders anew in every step or two
+                    count = max(count, 20 * per_step)
+                    what = f"{count:,} pictures" + (f", {number} processes" if number > 1 else "")
+                case = Case("epoch", model, what, count, number, precision, device, per_step, steps)
+                made += [] if case in made else [case]
         if epochs:
             what = f"memory over {epochs} epochs of 512 pictures"
             per_step = batch or 128
@@ -86,6 +90,8 @@ def missing(case: Case) -> str | None:
     """Return why a case cannot be run here, or None."""
     if case.device == "cuda" and torch.cuda.device_count() < case.processes:
         return f"{torch.cuda.device_count()} CUDA devices here, {case.processes} needed"
+    if case.images < case.batch:  # loaders that leave out what is no full batch would have none
+        return f"{case.images} pictures make no batch of {case.batch}: give fewer by --batch, or more by --images"
     return None
 
 
@@ -141,10 +147,10 @@ class _Run:
         path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
         environment = {**os.environ, "PYTHONPATH": path, "VIT_HF_CACHE": cache, "TOKENIZERS_PARALLELISM": "false"}
         environment["OMP_NUM_THREADS"] = str(settings["threads"])
+        if settings["device"] == "cpu":  # where there is a GPU ours would take it, and all loaders pin their batches
+            environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, "-m"]
         if processes > 1:
-            if settings["device"] == "cpu":
-                environment["ACCELERATE_USE_CPU"] = "true"
             launch = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
             launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
             command += ["accelerate.commands.launch", *launch, "--main_process_port", str(_free_port()), "--module"]

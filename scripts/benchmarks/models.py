@@ -194,6 +194,7 @@ def measure(case: Case, *, rounds: int, min_seconds: float, memory: bool) -> dic
                 step = TrainTask(network, pixels, labels, case.precision)
                 outputs[library] = step.gradients()
                 gradients[library] = _watched_gradients(network)
+                network.module.zero_grad(set_to_none=True)  # a CUDA graph's next call would write to them
                 tasks[library] = step
         except FAILURES as error:
             rows[library]["failure"] = first_line(error)

@@ -165,7 +165,10 @@ def block_products(
             torch.mm(inputs[weight.shape[1]], weight.T, out=outputs[weight.shape[0]])
 
     ways = {"torch.mm": plain}
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+    takes = torch.backends.mkldnn.is_available() and (
+        dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    if device.type == "cpu" and takes:
         laid_out = [torch.ops.mkldnn._reorder_linear_weight(weight) for weight in weights]
 
         @torch.no_grad()
