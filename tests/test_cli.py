@@ -252,6 +252,19 @@ def test_predict_names_a_missing_and_an_unreadable_picture(model, tmp_path, caps
     assert "text.png" in fails(capsys, "predict", model, tmp_path / "text.png")
 
 
+def test_one_bad_picture_does_not_cost_the_answers_to_the_others(model, picture, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vit_hf.cli.models._AT_ONCE", 2)
+    (tmp_path / "text.png").write_text("hello")
+    names = [str(picture), str(tmp_path / "text.png"), str(picture), str(picture)]
+    assert main(["predict", str(model), *names, "--json", "--save-plot", str(tmp_path / "plot.pdf")]) == 1
+    printed = capsys.readouterr()
+    assert [json.loads(line)["image"] for line in printed.out.splitlines()] == [str(picture)] * 3
+    assert re.search(r"^vit-hf predict: error: .*text.png", printed.err, re.M)
+    assert (tmp_path / "plot.pdf").exists()
+    line = fails(capsys, "predict", model, *[picture] * 17, "--save-plot", tmp_path / "plot.png")
+    assert "17 images do not fit one page of 16" in line  # before anything was computed
+
+
 def test_a_model_of_another_library_is_loaded_as_it_is(tmp_path, picture, capsys):
     stock = ViTConfig(image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                       intermediate_size=32, id2label={0: "cat", 1: "dog"})  # fmt: skip

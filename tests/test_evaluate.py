@@ -8,6 +8,7 @@ import signal
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import yaml
@@ -15,7 +16,7 @@ from datasets import load_from_disk
 from safetensors.torch import load_file, save_file
 from small_scored import NAMES, noise, save_data, save_model
 
-from vit_hf import VitHfForImageClassification, VitHfImageProcessor
+from vit_hf import VitHfForImageClassification, VitHfImageProcessor, train
 from vit_hf.cli import main
 from vit_hf.evaluation.output import published, write_json
 from vit_hf.evaluation.predictions import read_predictions, write_predictions
@@ -238,10 +239,33 @@ def test_a_run_is_scored_on_the_data_it_had_and_not_on_what_lies_there_now(model
     assert "name the data with --data SOURCE" in line
     save_data(tmp_path / "there" / "data", noise(9, 20, 30))
     line = fails(capsys, run)
-    assert "was tested on 23 pictures of 'data', which has 9 here; expected the same data: name it with --data" in line
+    assert "was tested on 23 pictures of 'data' (test), which has 9 here, not the same ones; expected the same" in line
+    assert "name it with --data" in line
     assert main(["evaluate", str(run), "--data", "data"]) == 0  # asked for by name
     (run / "recipe.yaml").write_text(yaml.safe_dump({"data": {**section, "max_test_images": 23}}))
     assert main(["evaluate", str(run)]) == 0  # the run was shortened, scoring is not
+
+
+def test_pictures_that_were_added_since_are_not_scored_unsaid(tmp_path, capsys):
+    """Without a test split a part of train is held out by row: one picture more, and it has trained ones in it."""
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(10):
+            picture = PIL.Image.fromarray(np.full((16, 16, 3), 12 * number, np.uint8))
+            picture.save(tmp_path / "data" / name / f"{number}.png")
+    sizes = {"model__num_hidden_layers": 1, "model__hidden_size": 16, "model__intermediate_size": 16}
+    options = {"max_steps": 2, "optimization__batch_size": 4, "optimization__warmup_epochs": 0.0, "trackers": []}
+    train(
+        "digits", data=str(tmp_path / "data"), output=tmp_path / "run", quiet=True, data__validation_fraction=0.0,
+        keep="last", model__num_attention_heads=2, **sizes, **options,
+    )  # fmt: skip
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert "on 4 pictures of data, split held out of train" in capsys.readouterr().out
+    for number in range(5):
+        shutil.copy(tmp_path / "data" / "cat" / "3.png", tmp_path / "data" / "cat" / f"1{number}.png")
+    line = fails(capsys, tmp_path / "run")
+    assert "(held out of train), which has" in line
+    assert "not the same ones; expected the same data" in line
 
 
 def test_sigterm_leaves_nothing_half_made(model, data, tmp_path, monkeypatch):

@@ -239,6 +239,48 @@ def test_an_unreadable_image_fails_when_it_is_read(tmp_path):
         read_image(source.train[2]["image"], where="row 2 of split train")
 
 
+def test_capitals_in_the_names_of_splits_do_not_matter(tmp_path):
+    root = folder_of(tmp_path, "Train/cat/a.png", "Train/dog/b.png", "TEST/cat/c.png", "TEST/dog/d.png")
+    source = load_source(str(root))
+    assert (sizes(source), source.label_names) == ({"test": 2, "train": 2}, ("cat", "dog"))
+
+
+@pytest.mark.parametrize("names", [("training_set", "test_set"), ("train", "test_images"), ("Train-Set", "val data")])
+def test_folders_that_look_like_splits_are_not_taken_for_classes(names, tmp_path):
+    root = folder_of(tmp_path, *(f"{name}/{label}/{name}.png" for name in names for label in ("cat", "dog")))
+    with pytest.raises(ValueError, match=r"look like splits and hold class folders; expected the names of splits"):
+        load_source(str(root))
+
+
+def test_classes_that_are_called_like_splits_stay_classes(tmp_path):
+    root = folder_of(tmp_path, "train/engine.png", "test_images/tube.png")
+    assert load_source(str(root)).label_names == ("test_images", "train")
+
+
+def test_a_link_to_a_folder_above_brings_no_picture_again(tmp_path):
+    root = folder_of(tmp_path / "data", "cat/a.png", "cat/old/b.png", "dog/c.png")
+    (root / "cat" / "again").symlink_to(root)
+    (root / "cat" / "old" / "self").symlink_to(root / "cat" / "old")
+    (tmp_path / "more").mkdir()
+    shutil.copy(root / "dog" / "c.png", tmp_path / "more" / "d.png")
+    (root / "dog" / "more").symlink_to(tmp_path / "more")  # is no way back
+    assert len(load_source(str(root)).split("train")) == 4
+
+
+@pytest.mark.parametrize("kind", ["int64", "string"])
+def test_names_of_one_split_are_those_of_the_others(kind, tmp_path):
+    names = ["x", "y", "z"]
+    pictures = [PIL.Image.new("RGB", (4, 4))] * 3
+    typed = Features({"image": Image(), "label": ClassLabel(names=names)})
+    train = Dataset.from_dict({"image": pictures, "label": [2, 1, 0]}, features=typed)
+    labels = [0, 1, 2] if kind == "int64" else names
+    test = Dataset.from_dict({"image": pictures, "label": labels}, Features({"image": Image(), "label": Value(kind)}))
+    for name, splits in {"a": {"train": train, "test": test}, "b": {"train": test, "test": train}}.items():
+        source = load_source(save(tmp_path / name, **splits))
+        assert source.label_names == ("x", "y", "z")
+        assert sorted(source.split("test")["label"]) == sorted(source.split("train")["label"]) == [0, 1, 2]
+
+
 def test_a_changed_folder_is_read_again(tmp_path):
     folder_of(tmp_path, "a/0.png", "b/0.png")
     before = load_source(tmp_path)

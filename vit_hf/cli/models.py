@@ -4,8 +4,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from .words import Add, positive
+
+_AT_ONCE = 32  # pictures in memory
+_DRAWN = 1024  # pixels of the longer side, of a picture that is drawn
 
 
 def add_commands(add: Add) -> None:
@@ -20,24 +24,39 @@ def add_commands(add: Add) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     from ..checkpoints.load import load_model
+    from ..data.bad_images import BAD
     from ..data.images import read_rgb
     from ..evaluation.scoring import classify
-    from ..inspection.plots import plot_predictions
+    from ..inspection.plots import check_pages, plot_predictions
     from ..inspection.style import check_picture_name
 
     if options.save_plot:
         check_picture_name(options.save_plot)
-    pictures = [read_rgb(path, where=path) for path in options.images]
+        check_pages(len(options.images), options.save_plot)
     model, processor = load_model(options.model)
-    answers = classify(model, processor, pictures, top_k=options.top_k)
-    for path, answer in zip(options.images, answers, strict=True):
-        if options.json:
-            print(json.dumps({"image": path, "predictions": [{"label": n, "probability": p} for n, p in answer]}))
-        else:
-            print(path)
-            for name, probability in answer:
-                print(f"  {probability:7.2%}  {name}")
-    if options.save_plot:
-        plot_predictions(pictures, answers, options.save_plot, titles=[Path(path).name for path in options.images])
+    drawn: list[tuple[Any, Any, str]] = []  # picture, answer, title
+    failed = False
+    for start in range(0, len(options.images), _AT_ONCE):
+        read = []
+        for path in options.images[start : start + _AT_ONCE]:
+            try:
+                read.append((path, read_rgb(path, where=path)))
+            except BAD as error:  # the others have their answers
+                print(f"vit-hf predict: error: {error}", file=sys.stderr)
+                failed = True
+        answers = classify(model, processor, [picture for _, picture in read], top_k=options.top_k)
+        for (path, picture), answer in zip(read, answers, strict=True):
+            if options.json:
+                print(json.dumps({"image": path, "predictions": [{"label": n, "probability": p} for n, p in answer]}))
+            else:
+                print(path)
+                for name, probability in answer:
+                    print(f"  {probability:7.2%}  {name}")
+            if options.save_plot:
+                picture.thumbnail((_DRAWN, _DRAWN))
+                drawn.append((picture, answer, Path(path).name))
+    if drawn:
+        pictures, answers, titles = (list(part) for part in zip(*drawn, strict=True))
+        plot_predictions(pictures, answers, options.save_plot, titles=titles)
         print(f"plot: {options.save_plot}", file=sys.stderr)
-    return 0
+    return int(failed)

@@ -100,7 +100,8 @@ def is_unlabelled(dataset: Dataset, column: str) -> bool:
 def name_labels(splits: dict[str, Dataset], column: str, *, where: str, train: str | None) -> dict[str, Dataset]:
     """Turn labels without names (whole numbers or text) into `ClassLabel` on all splits; leave a `ClassLabel` as it is.
 
-    The names are the values of the train split, sorted: numbers by size, text by code point.
+    Where a split has one, it names the labels of the others: their numbers are its indices, their text its names.
+    Otherwise the names are the values of the train split, sorted: numbers by size, text by code point.
 
     Raises:
         ValueError: no train split to take names from, a missing (also empty text) or negative label, or a value that
@@ -108,6 +109,13 @@ def name_labels(splits: dict[str, Dataset], column: str, *, where: str, train: s
     """
     if all(isinstance(dataset.features[column], ClassLabel) for dataset in splits.values()):
         return splits
+    first = [*([train] if train else []), *splits]  # whose names count
+    features = [splits[split].features[column] for split in first]
+    named = next((feature for feature in features if isinstance(feature, ClassLabel)), None)
+    if named is not None:
+        return {
+            split: _take_names(dataset, column, named, where=where, split=split) for split, dataset in splits.items()
+        }
     if train is None:
         raise ValueError(
             f"{where}: column {column!r} has no names and there is no train split to find them in, only "
@@ -128,6 +136,19 @@ def name_labels(splits: dict[str, Dataset], column: str, *, where: str, train: s
     expected = f"one of the {len(known)} values of split {train}, such as {known[:5]}"
     options: dict[str, Any] = {"where": where, "expected": expected}
     return {split: _with_classes(dataset, column, known, split=split, **options) for split, dataset in splits.items()}
+
+
+def _take_names(dataset: Dataset, column: str, named: ClassLabel, *, where: str, split: str) -> Dataset:
+    """Give labels without names those of another split."""
+    feature = dataset.features[column]
+    if isinstance(feature, ClassLabel):
+        return dataset
+    if "string" in feature.dtype:
+        return match_labels(dataset, column, named.names, where=where, split=split)
+    expected = f"0 to {len(named.names) - 1} ({len(named.names)} names)"
+    numbers = list(range(len(named.names)))
+    numbered = _with_classes(dataset, column, numbers, where=where, split=split, expected=expected)
+    return numbered.cast_column(column, named)
 
 
 def match_labels(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -22,6 +23,7 @@ TRAIN_NAMES = ("train", "training")
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
 TEST_NAMES = ("test", "testing", "evaluation", "eval")
 _SPLIT_NAMES = frozenset(TRAIN_NAMES + VALIDATION_NAMES + TEST_NAMES)
+_AS_A_SPLIT = re.compile(rf"({'|'.join(_SPLIT_NAMES)})[ _-]?(set|images?|imgs?|data|split)?")
 _LAYOUT = "folder/train/<class>/<image>, or folder/<class>/<image> without splits"
 
 
@@ -70,7 +72,7 @@ def _read_split(root: Path, *, names: list[str]) -> Dataset:
     for folder in _folders(root):
         before = len(paths)
         for place, folders, files in os.walk(folder, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and not _leads_back(place, name))
             images = [file for file in sorted(files) if _has_image_name(file)]
             passed_over += len(files) - len(images)
             paths += [os.path.join(place, file) for file in images]
@@ -91,10 +93,26 @@ def _split_folders(path: Path) -> dict[str, Path]:
     """Folders that are splits: called like one, and holding class folders rather than images.
 
     Beside a real split, a folder of that name with images only is an unlabelled split. Without any, it is a class.
+    Capitals do not matter. Folders that are called nearly so and hold the same class folders are not guessed about.
     """
-    called = {folder.name: folder for folder in _folders(path) if folder.name in _SPLIT_NAMES}
+    folders = _folders(path)
+    if len(folders) > 1 and all(_AS_A_SPLIT.fullmatch(folder.name.lower()) for folder in folders):
+        inner = [{inside.name for inside in _folders(folder)} for folder in folders]
+        strange = [folder.name for folder in folders if folder.name.lower() not in _SPLIT_NAMES]
+        if strange and set.intersection(*inner) and not any(map(_has_images, folders)):
+            raise ValueError(
+                f"{path}: folders {strange} look like splits and hold class folders; expected the names of splits "
+                "(train, validation, test), or classes: rename them"
+            )
+    called = {folder.name.lower(): folder for folder in folders if folder.name.lower() in _SPLIT_NAMES}
     real = {name for name, folder in called.items() if _folders(folder) and not _has_images(folder)}
     return {name: folder for name, folder in called.items() if name in real or _has_images(folder)} if real else {}
+
+
+def _leads_back(place: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in, so that its pictures would come again without end."""
+    path = os.path.join(place, name)
+    return os.path.islink(path) and f"{os.path.realpath(place)}/".startswith(f"{os.path.realpath(path)}/")
 
 
 def _folders(path: Path) -> list[Path]:

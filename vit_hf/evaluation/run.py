@@ -229,7 +229,7 @@ def open_data(model: str | Path, data: str | None, on_bad_image: str | None = No
 
     Raises:
         ValueError: the folder has no recipe.yaml that tells its data; or at that path are other pictures now, which
-            their number shows.
+            their fingerprint shows.
         FileNotFoundError: the run had files on a disk, and there are none at that path, seen from here.
     """
     folder = Path(model)
@@ -249,11 +249,13 @@ def open_data(model: str | Path, data: str | None, on_bad_image: str | None = No
             "name the data with --data SOURCE"
         )
     pictures = open_pictures(replace(trained, max_test_images=None, **changed))
-    recorded, found = about.get("splits", {}).get("test", {}).get("n"), num_rows(pictures.test)
-    shortened = trained.max_test_images is not None or trained.on_bad_image == "skip"
-    if not shortened and None not in (recorded, found) and recorded != found:
-        raise ValueError(
-            f"{folder} was tested on {recorded:,} pictures of {trained.source!r}, which has {found:,} here; expected "
-            "the same data: name it with --data SOURCE"
-        )
+    if trained.max_test_images is None and trained.on_bad_image != "skip" and not trained.streaming:
+        recorded = about.get("splits", {}).get(pictures.test_name)
+        found = {"n": num_rows(pictures.test), "sha256": fingerprint(pictures.test, **pictures.columns)}
+        if recorded is not None and any(recorded.get(name, value) != value for name, value in found.items()):
+            # what is held out of train by row may now be pictures that were trained on
+            raise ValueError(
+                f"{folder} was tested on {recorded['n']:,} pictures of {trained.source!r} ({pictures.test_name}), "
+                f"which has {found['n']} here, not the same ones; expected the same data: name it with --data SOURCE"
+            )
     return pictures

@@ -40,6 +40,15 @@ _PERCENT = 0.62  # of the line above a bar, kept for the number at its end
 
 
 # ---------------------------------------------------------------------------------------------- predictions
+def check_pages(count: int, path: str | os.PathLike) -> None:
+    """Raise ValueError for more images than the one page of a PNG or SVG takes."""
+    if count > IMAGES_PER_PAGE and Path(path).suffix.lower() in (".png", ".svg"):
+        raise ValueError(
+            f"{count} images do not fit one page of {IMAGES_PER_PAGE}; give a .pdf path, which has pages, or draw them "
+            "in several calls"
+        )
+
+
 def plot_predictions(
     images: Sequence[Image.Image],
     predictions: Sequence[Sequence[tuple[str, float]]],
@@ -66,11 +75,7 @@ def plot_predictions(
     _check_predictions(images, predictions, titles)
     cells = list(zip(images, predictions, titles or [""] * len(images), strict=True))
     pages = [cells[start : start + IMAGES_PER_PAGE] for start in range(0, len(cells), IMAGES_PER_PAGE)]
-    if len(pages) > 1 and Path(path).suffix.lower() in (".png", ".svg"):
-        raise ValueError(
-            f"{len(images)} images do not fit one page of {IMAGES_PER_PAGE}; give a .pdf path, which has pages, or "
-            "draw them in several calls"
-        )
+    check_pages(len(images), path)
     with written_whole(path) as (file, kind):
         if kind == "pdf":
             with PdfPages(file) as document:
