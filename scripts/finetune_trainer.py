@@ -22,7 +22,10 @@ if __name__ == "__main__":
         sys.exit(USAGE)
     fields: dict[str, Any] = {**read_overrides(sys.argv[2:])}
     output, resume = fields.pop("output", None), fields.pop("resume", None)
-    result = train_with_trainer(sys.argv[1], output=output, resume=resume, **fields)
+    try:
+        result = train_with_trainer(sys.argv[1], output=output, resume=resume, **fields)
+    except (ValueError, OSError) as error:  # of what was asked for, in a line as `vit-hf train` says it
+        sys.exit(f"finetune_trainer.py: error: {error}")
     if result.is_main_process:
         if result.was_finished:
             print(f"{result.output} is finished; there is nothing to do")

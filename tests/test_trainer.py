@@ -817,6 +817,9 @@ def test_the_script_trains_resumes_and_says_the_score(tmp_path, monkeypatch, cap
     assert re.search(r"test: top-1 \d+\.\d\d% on 50 pictures \(test\)", printed)
     assert "top-1 %" in printed
     assert "is finished" in printed
+    monkeypatch.setattr(sys, "argv", ["finetune_trainer.py", *words, "--resume", "auto", "--seed", "5"])
+    with pytest.raises(SystemExit, match=r"^finetune_trainer.py: error: .*run belongs to another run: seed was 0"):
+        runpy.run_path(str(ROOT / "scripts" / "finetune_trainer.py"), run_name="__main__")
 
 
 @pytest.mark.slow
