@@ -1,9 +1,14 @@
 """Preparing a model for inference: the same logits, and clear words for what is no longer possible."""
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
@@ -20,7 +25,7 @@ from vit_hf import (
 )
 from vit_hf.checkpoints.export import export_checkpoint
 from vit_hf.checkpoints.receipt import CheckpointError
-from vit_hf.inference_vit_hf import VitHfInPlaceLayer, VitHfPackedLayer
+from vit_hf.inference_vit_hf import VitHfInPlaceLayer, VitHfPackedLayer, _threads
 
 SMALL = {
     "image_size": [16, 24],
@@ -403,3 +408,229 @@ def test_a_model_loaded_as_remote_code_can_be_prepared(tmp_path):
         capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How blocks are called while torch has four threads: pictures, whether by a thread of a stream, its share."""
+    seen, run, before = [], VitHfModel._run_blocks, torch.get_num_threads()
+
+    def watched(self, hidden_states, *args, **kwargs):
+        aside = threading.current_thread().name.startswith("vit_hf_stream")
+        seen.append((len(hidden_states), aside, torch.get_num_threads()))
+        return run(self, hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(VitHfModel, "_run_blocks", watched)
+    _threads.cache_clear()
+    torch.set_num_threads(4)
+    yield seen
+    torch.set_num_threads(before)
+
+
+WHOLE = [(5, False, 4)]
+
+
+@pytest.mark.parametrize("fields", FAMILY, ids=str)
+def test_streams_give_the_same_logits(fields, calls):
+    model, x = random_model(**fields), pixels()
+    with torch.no_grad():
+        expected = model(x).logits
+    calls.clear()
+    found = copy.deepcopy(model).prepare_for_inference(streams=2)(x).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert sorted(calls) == [(2, True, 2), (3, True, 2)]
+
+
+@pytest.mark.parametrize(
+    ("streams", "batch", "expected"),
+    [
+        (3, 5, [(1, True, 1), (2, True, 1), (2, True, 1)]),
+        (9, 5, [(1, True, 1)] * 3 + [(2, True, 1)]),
+        (2, 1, [(1, False, 4)]),
+        (1, 5, WHOLE),
+    ],
+)
+def test_a_batch_has_no_more_parts_than_threads_and_pictures(streams, batch, expected, calls):
+    model, x = random_model(VitHfModel), pixels(batch)
+    with torch.inference_mode():
+        tokens = model(x).last_hidden_state
+        calls.clear()
+        found = model.prepare_for_inference(streams=streams)(x).last_hidden_state
+    torch.testing.assert_close(found, tokens, rtol=0, atol=1e-5)
+    assert found.is_inference()
+    assert sorted(calls) == expected
+
+
+def test_streams_leave_the_threads_of_others_as_they_are(calls):
+    model = random_model().prepare_for_inference(streams=4)
+    model(pixels())
+    assert [share for _, _, share in calls] == [1] * 4
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert torch.get_num_threads() == 4
+    assert later == [4]
+    torch.set_num_threads(2)  # heard by the next call
+    calls.clear()
+    model(pixels())
+    assert sorted(calls) == [(2, True, 1), (3, True, 1)]
+
+
+def test_several_threads_may_ask_a_model_of_streams_at_once(calls):
+    model, batches = random_model(), [pixels(seed=seed) for seed in range(8)]
+    with torch.no_grad():
+        expected = [model(x).logits for x in batches]
+    model.prepare_for_inference(streams=2)
+    with ThreadPoolExecutor(8) as pool:
+        for found, logits in zip(pool.map(lambda x: model(x).logits, batches), expected, strict=True):
+            torch.testing.assert_close(found, logits, rtol=0, atol=1e-5)
+
+
+class CountCalls(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "looks_on",
+    [
+        CountCalls,
+        lambda: torch.device("cpu"),
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False),
+        torch.profiler.profile,
+    ],
+    ids=["dispatch mode", "function mode", "autocast", "profiler"],
+)
+def test_a_batch_goes_whole_where_the_caller_looks_on(looks_on, calls):
+    model = random_model().prepare_for_inference(streams=2)
+    with torch.no_grad(), looks_on():
+        model(pixels())
+    assert calls == WHOLE
+
+
+def test_a_batch_goes_whole_to_hooks_and_to_those_who_record(calls):
+    model, sizes = random_model().prepare_for_inference(streams=2), []
+    handle = model.vit.layers[1].norm2.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    model(pixels())
+    handle.remove()
+    assert (sizes, calls) == ([5], WHOLE)
+    calls.clear()
+    assert [len(states) for states in model(pixels(), output_hidden_states=True).hidden_states] == [5] * 4
+    assert calls == WHOLE
+
+
+@in_place_only
+def test_a_batch_goes_whole_for_gradients_of_pictures(calls):
+    model, x = random_model(), pixels().requires_grad_()
+    (expected,) = torch.autograd.grad(model(x).logits.sum(), x)
+    calls.clear()
+    (found,) = torch.autograd.grad(model.prepare_for_inference(streams=2)(x).logits.sum(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert calls == WHOLE
+
+
+@in_place_only
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of the fused kernel, by vmap
+def test_a_batch_goes_whole_through_vmap(calls):
+    model, x = random_model().prepare_for_inference(streams=2), pixels(6)
+    expected = model(x).logits
+    calls.clear()
+    found = torch.func.vmap(lambda group: model(group).logits)(x.unflatten(0, (3, 2)))
+    torch.testing.assert_close(found.flatten(0, 1), expected, rtol=0, atol=1e-5)
+    assert [aside for _, aside, _ in calls] == [False]
+
+
+class Marked(torch.Tensor):
+    """A tensor that may have ways of its own."""
+
+
+@in_place_only
+def test_a_batch_goes_whole_as_another_kind_of_tensor_and_on_another_device(calls):
+    model = random_model(VitHfModel).prepare_for_inference(streams=2)
+    model(pixels().as_subclass(Marked))
+    model.to("meta")(pixels().to("meta"))
+    assert calls == WHOLE * 2
+
+
+@in_place_only
+def test_streams_compile_as_one():
+    model, x, before = random_model().prepare_for_inference(streams=2), pixels(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = torch.compile(model, backend="eager", fullgraph=True)(x).logits
+        torch.testing.assert_close(found, model(x).logits, rtol=0, atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_streams_are_in_the_mode_of_the_caller(mode, calls, monkeypatch):
+    model, modes, run = random_model().prepare_for_inference(streams=2), [], VitHfModel._run_blocks
+
+    def watched(*args, **kwargs):
+        modes.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(VitHfModel, "_run_blocks", watched)
+    with mode():
+        model(pixels())
+        assert modes == [(torch.is_grad_enabled(), torch.is_inference_mode_enabled())] * 2
+
+
+@in_place_only
+@pytest.mark.filterwarnings("ignore")  # torch.jit is on its way out
+def test_a_batch_goes_whole_into_a_trace(calls):
+    model, x = random_model(VitHfModel).prepare_for_inference(streams=2), pixels()
+    traced = torch.jit.trace(lambda x: model(x).last_hidden_state, x, check_trace=False)
+    assert calls == WHOLE
+    torch.testing.assert_close(traced(-x), model(-x).last_hidden_state, rtol=0, atol=1e-5)
+
+
+def test_what_fails_in_a_stream_fails_for_the_caller_when_all_have_stopped(calls, monkeypatch):
+    model, stopped = random_model().prepare_for_inference(streams=2), []
+
+    def fail(hidden_states, *args, **kwargs):
+        if len(hidden_states) == 3:
+            raise OSError("a weight could not be read")
+        time.sleep(0.2)
+        stopped.append(len(hidden_states))
+        return hidden_states
+
+    with monkeypatch.context() as patches:
+        patches.setattr(model.vit, "_run_blocks", fail)
+        with pytest.raises(OSError, match="a weight could not be read"):
+            model(pixels())
+    assert stopped == [2]
+    assert model(pixels()).logits.shape == (5, 7)
+
+
+def test_a_copy_and_a_pickle_of_a_model_of_streams_have_them(calls):
+    model = random_model().prepare_for_inference(streams=2)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # our own bytes
+        calls.clear()
+        torch.testing.assert_close(other(pixels()).logits, model(pixels()).logits, rtol=0, atol=0)
+        assert sorted(calls)[:2] == [(2, True, 2), (2, True, 2)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_begins_streams_of_its_own(calls):
+    random_model().prepare_for_inference(streams=2)(pixels())
+    assert _threads.cache_info().currsize
+    with warnings.catch_warnings(action="ignore"):  # of threads, which is what this is about
+        child = os.fork()
+    if child == 0:
+        os._exit(_threads.cache_info().currsize)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_bad_numbers_of_streams_are_refused():
+    model = random_model()
+    for streams in (0, -1, 1.5, None):
+        with pytest.raises(ValueError, match=r"streams=.* expected a number of parts of a batch, 1 or more"):
+            model.prepare_for_inference(streams=streams)
+    with torch.device("meta"):
+        elsewhere = VitHfForImageClassification(VitHfConfig(**SMALL))
+    with pytest.raises(ValueError, match="streams=2 for a model on meta; expected"):
+        elsewhere.prepare_for_inference(streams=2)
+    assert not model.vit.is_prepared

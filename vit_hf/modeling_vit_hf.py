@@ -17,6 +17,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -873,7 +874,7 @@ class VitHfPreTrainedModel(PreTrainedModel):
             raise RuntimeError("a model that was prepared for inference cannot be trained; load it again")
         return super().train(mode)
 
-    def prepare_for_inference(self, image_processor=None):
+    def prepare_for_inference(self, image_processor=None, *, streams: int = 1):
         """Rewrite the network in place, so that the same logits take less time; it can then not be trained or saved.
 
         What is done stands in `inference_vit_hf.py`. On a CPU with AVX-512 the weights are packed for its matrix
@@ -883,16 +884,22 @@ class VitHfPreTrainedModel(PreTrainedModel):
             image_processor: the model's own; its rescaling and normalisation become part of the patch projection, and
                 `pixel_values` are uint8 (B, C, H, W) from then on: `image_processor(pictures, do_rescale=False,
                 do_normalize=False, return_tensors="pt")`. None keeps normalised float pixels.
+            streams: parts of a batch that go through the blocks side by side, each by a thread of its own with its
+                share of torch's threads, on a CPU: no core waits for others at the end of each operation. As many
+                parts as there are threads or pictures where those are fewer. A batch goes whole where somebody looks
+                on: hooks on blocks (transformers sets some once hidden states or maps were asked for), gradients,
+                autocast, a profiler, torch.compile.
 
         Returns:
             The model itself, in evaluation mode, without gradients.
 
         Raises:
-            ValueError: it is prepared already, or the image processor cannot be folded in; it is unchanged.
+            ValueError: it is prepared already, the image processor cannot be folded in, or `streams` is no positive
+                int, or more than 1 and the model is not on a CPU; it is unchanged.
         """
         from .inference_vit_hf import prepare_for_inference
 
-        prepare_for_inference(self, image_processor)
+        prepare_for_inference(self, image_processor, streams)
         return self
 
     @torch.no_grad()
@@ -1176,6 +1183,7 @@ class VitHfModel(VitHfPreTrainedModel):
         self.norm = None if config.fc_norm else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = VitHfPooler(config) if add_pooling_layer else None
         self.is_prepared = False  # for inference
+        self.in_streams: Callable[..., torch.Tensor] | None = None  # runs blocks so, in a prepared model
         self.post_init()
 
     @merge_with_config_defaults
@@ -1217,13 +1225,22 @@ class VitHfModel(VitHfPreTrainedModel):
         shortcut = pooled_only and self.config.pooling == "cls" and self.pooler is not None and not recording
         masks = (bool_masked_pos, interpolate_pos_encoding, visible_patches)
         hidden_states = self.embeddings(pixel_values, *masks)  # (B, N, D)
-        for layer in self.layers[:-1]:
-            hidden_states = layer(hidden_states, **kwargs)
-        hidden_states = self.layers[-1](hidden_states, num_queries=1 if shortcut else None, **kwargs)
+        num_queries = 1 if shortcut else None
+        if self.in_streams is None or recording:
+            hidden_states = self._run_blocks(hidden_states, num_queries, **kwargs)
+        else:
+            blocks = partial(self._run_blocks, num_queries=num_queries, **kwargs)
+            hidden_states = self.in_streams(blocks, self, hidden_states)
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)  # (B, N, D), or (B, 1, D) by the shortcut
         pooled = None if self.pooler is None else self.pooler(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=None if shortcut else hidden_states, pooler_output=pooled)
+
+    def _run_blocks(self, hidden_states: torch.Tensor, num_queries: int | None, **kwargs) -> torch.Tensor:
+        """Pass tokens (B, N, D) through all blocks; the last returns the first `num_queries` of them, None: all."""
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states, **kwargs)
+        return self.layers[-1](hidden_states, num_queries=num_queries, **kwargs)  # (B, Q, D)
 
 
 def classification_loss(

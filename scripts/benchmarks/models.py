@@ -88,7 +88,8 @@ def place(network: Network, case: Case, device: torch.device) -> Network:
     if case.mode == "infer":
         network.module.to(device, DTYPES[case.precision]).eval()
         if network.library == PREPARED:
-            network.module.prepare_for_inference()  # type: ignore[operator]
+            streams = min(torch.get_num_threads(), 2) if device.type == "cpu" else 1
+            network.module.prepare_for_inference(streams=streams)  # type: ignore[operator]
     else:
         network.module.to(device).train()
     if case.compile:
