@@ -245,6 +245,21 @@ def test_capitals_in_the_names_of_splits_do_not_matter(tmp_path):
     assert (sizes(source), source.label_names) == ({"test": 2, "train": 2}, ("cat", "dog"))
 
 
+def test_one_split_in_two_ways_of_writing_is_refused(tmp_path):
+    root = folder_of(tmp_path, "Train/cat/a.png", "Train/dog/b.png", "train/cat/c.png", "train/dog/d.png")
+    if len(list(root.iterdir())) == 1:
+        pytest.skip("this file system does not tell capitals apart")
+    with pytest.raises(ValueError, match=r"'Train' and 'train' are the same split; expected .* merge or rename them"):
+        load_source(str(root))
+
+
+def test_classes_may_differ_in_capitals_only(tmp_path):
+    root = folder_of(tmp_path, "a/0.png", "A/1.png")
+    if len(list(root.iterdir())) == 1:
+        pytest.skip("this file system does not tell capitals apart")
+    assert load_source(str(root)).label_names == ("A", "a")
+
+
 @pytest.mark.parametrize("names", [("training_set", "test_set"), ("train", "test_images"), ("Train-Set", "val data")])
 def test_folders_that_look_like_splits_are_not_taken_for_classes(names, tmp_path):
     root = folder_of(tmp_path, *(f"{name}/{label}/{name}.png" for name in names for label in ("cat", "dog")))

@@ -104,7 +104,16 @@ def _split_folders(path: Path) -> dict[str, Path]:
                 f"{path}: folders {strange} look like splits and hold class folders; expected the names of splits "
                 "(train, validation, test), or classes: rename them"
             )
-    called = {folder.name.lower(): folder for folder in folders if folder.name.lower() in _SPLIT_NAMES}
+    called: dict[str, Path] = {}
+    for folder in folders:
+        name = folder.name.lower()
+        if name in called:
+            raise ValueError(
+                f"{path}: folders {called[name].name!r} and {folder.name!r} are the same split; expected one of each "
+                "name, in small letters or capitals: merge or rename them"
+            )
+        if name in _SPLIT_NAMES:
+            called[name] = folder
     real = {name for name, folder in called.items() if _folders(folder) and not _has_images(folder)}
     return {name: folder for name, folder in called.items() if name in real or _has_images(folder)} if real else {}
 
